@@ -1,0 +1,71 @@
+# Firstlight: from a bare Linux host to a proven LLM endpoint. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# What a newcomer may set: make demo MODEL=/path/model.gguf PORT=8000 ROOT=/path PYTHON=python3.12
+PYTHON ?= python3
+MODEL ?= canary
+PORT ?= 8000
+ROOT ?=
+
+VENV := .venv
+DEV := .venv-dev
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export LC_ALL := C.UTF-8
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | \
+	  awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# --- The demo -------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: ## Serve a proven endpoint on this machine (MODEL=/path/model.gguf PORT=8000 ROOT=/state)
+	@started=$$(date +%s%N); \
+	$(MAKE) --no-print-directory $(VENV)/ready || exit; \
+	controller=$$(( ($$(date +%s%N) - started) / 1000000 )); \
+	model=$$MODEL; if [ -e "$$model" ]; then model=$$(realpath -- "$$model"); fi; \
+	root=$$ROOT; if [ -n "$$root" ]; then root=$$(realpath -m -- "$$root"); fi; \
+	printf '%s' "$$root" > .demo; \
+	FIRSTLIGHT_CONTROLLER_SECONDS=$$(printf '%d.%03d' $$((controller / 1000)) $$((controller % 1000))) \
+	FIRSTLIGHT_MODEL=$$model FIRSTLIGHT_PORT=$$PORT FIRSTLIGHT_ROOT=$$root \
+	$(VENV)/bin/ansible-playbook site.yml --inventory inventories/local
+# Through the environment, so that no character of a path means anything to a shell.
+demo down: export MODEL := $(MODEL)
+demo down: export PORT := $(PORT)
+demo down: export ROOT := $(ROOT)
+
+.PHONY: down
+down: ## Stop and remove everything that the demo made, and say what
+	@$(MAKE) --no-print-directory $(VENV)/ready; \
+	root=$$ROOT; if [ -z "$$root" ] && [ -f .demo ]; then root=$$(cat .demo); fi; \
+	FIRSTLIGHT_ROOT=$$root \
+	$(VENV)/bin/ansible-playbook playbooks/teardown.yml --inventory inventories/local || exit; \
+	for made in reports/localhost/demo.json .demo $(VENV); do \
+	  if [ -e "$$made" ]; then rm -rf "$$made"; echo "  $(CURDIR)/$$made"; fi; \
+	done; \
+	rmdir reports/localhost reports 2>/dev/null || true
+
+$(VENV)/ready: requirements/controller.txt
+	@$(call environment,$(VENV),requirements/controller.txt)
+
+$(DEV)/ready: requirements/development.txt
+	@$(call environment,$(DEV),requirements/development.txt)
+
+# A virtual environment that holds a lock; `ready` is written last, so a half one is made anew.
+define environment
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Firstlight needs Python 3.11 or newer here; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	    "Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }; \
+	rm -f $(1)/ready; \
+	echo "Installing $(2) into $(1)"; \
+	$(PYTHON) -m venv --clear $(1) || { \
+	  echo "$(PYTHON) cannot make a virtual environment." \
+	    "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	  --require-hashes --only-binary :all: --requirement $(2) || { \
+	  echo "pip could not install $(2): check the way to the package index" \
+	    "(PIP_INDEX_URL, proxy) and the free space." >&2; exit 1; }; \
+	touch $(1)/ready
+endef

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shims: the pure functions of module_utils/firstlight, as filters."""
+
+from __future__ import annotations
+
+import os
+
+import ansible.module_utils
+
+# The controller does not look into our module_utils for filters (it does for modules).
+_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "module_utils")
+if _OURS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(_OURS)
+
+from ansible.module_utils.firstlight import findings  # noqa: E402
+from ansible.module_utils.firstlight.planning import (  # noqa: E402
+    command, judge, plan, requests, service_text,
+)
+
+
+def endpoint_requests(asked):
+    """``inference_endpoints`` as ``{requests, findings}``."""
+    good, wrong = requests.normalise(asked)
+    return {"requests": good, "findings": wrong}
+
+
+class FilterModule:
+    """Every filter of the project; each is documented in the file of its name beside this one."""
+
+    def filters(self):
+        """Name to function."""
+        return {
+            "blocking_findings": findings.blocking,
+            "deployment_plan": plan.deployment_plan,
+            "endpoint_findings": judge.against_host,
+            "endpoint_requests": endpoint_requests,
+            "engine_command": command.engine_command,
+            "findings_text": findings.text,
+            "supervisor_command": service_text.supervisor_command,
+            "systemd_command": service_text.systemd_command,
+        }

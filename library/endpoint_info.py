@@ -1,0 +1,175 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible module: the state of our endpoints on a host, in one call."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: endpoint_info
+short_description: Read the state of all endpoints on a host
+description:
+  - Reads, in one call, what serves on this host - services, processes, passports and health of
+    our endpoints - and who holds the ports that are asked about.
+options:
+  root:
+    description: C(firstlight_root). Empty means the default of this user.
+    type: path
+    default: ""
+  ports:
+    description: TCP ports whose holders are wanted.
+    type: list
+    elements: int
+    default: []
+  libraries:
+    description: Shared libraries, by soname, that an engine will need.
+    type: list
+    elements: str
+    default: []
+attributes:
+  check_mode:
+    description: Reads only, so it does in check mode what it always does.
+    support: full
+  diff_mode:
+    description: Changes nothing, so there is no difference to show.
+    support: none
+author:
+  - Firstlight contributors
+"""
+
+EXAMPLES = r"""
+- name: Read what serves on this host
+  endpoint_info:
+    ports: [8000]
+    libraries: [libgomp.so.1]
+  register: __endpoints
+"""
+
+RETURN = r"""
+root:
+  description: C(firstlight_root) as it holds on this host.
+  returned: always
+  type: str
+manager:
+  description: C(systemd) or C(supervisor), whichever keeps native engines running here.
+  returned: always
+  type: str
+uid:
+  description: Whom the modules run as.
+  returned: always
+  type: int
+endpoints:
+  description:
+    - Our endpoints by name. C(state) is C(absent), C(stopped), C(starting), C(running) or
+      C(failed); C(plan) is the hash of the plan that the running process was started with;
+      C(healthy) is whether C(/health) answered 200; C(passport) is the passport or C(null).
+  returned: always
+  type: dict
+  sample:
+    demo: {state: running, pid: 4711, plan: 9f2c..., healthy: true, strays: [], passport: {}}
+ports:
+  description: Holders of the ports asked about; a free port is left out.
+  returned: always
+  type: dict
+  sample:
+    "8000": {pid: 812, command: nginx -g daemon off, user: www-data, endpoint: null, root: null}
+python:
+  description: The Python that runs the modules, and whether it can make environments.
+  returned: always
+  type: dict
+  sample: {version: 3.11.2, venv: true}
+missing_libraries:
+  description: Those of C(libraries) that the loader does not find.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import ctypes
+import importlib.util
+import json
+import os
+import platform
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.firstlight import paths, processes, services
+from ansible.module_utils.firstlight.http_client import get
+
+
+def observe(root, ports, libraries):
+    """The whole answer, as one dict."""
+    kind = services.kind_for_this_host()
+    manager = services.manager(kind, root)
+    running = processes.engines(root)
+    folder = os.path.join(root, "endpoints")
+    on_disk = os.listdir(folder) if os.path.isdir(folder) else []
+    endpoints = {
+        name: _endpoint(root, name, manager.status(name), running.get(name, []))
+        for name in sorted(set(on_disk) | set(running))
+    }
+    return {
+        "root": root,
+        "manager": kind,
+        "uid": os.geteuid(),
+        "endpoints": endpoints,
+        "ports": {str(port): who for port, who in processes.holders(ports).items()},
+        "python": {
+            "version": platform.python_version(),
+            "venv": importlib.util.find_spec("ensurepip") is not None,
+        },
+        "missing_libraries": [name for name in libraries if not _loads(name)],
+    }
+
+
+def _endpoint(root, name, status, running):
+    passport = _passport(os.path.join(root, "endpoints", name, "passport.json"))
+    managed = [one for one in running if one["pid"] == status["pid"]]
+    url = ((passport or {}).get("plan") or {}).get("url")
+    return {
+        "state": status["state"],
+        "pid": status["pid"],
+        "plan": managed[0]["plan"] if managed else None,
+        "healthy": bool(url and managed and get(url + "/health", timeout_s=5).status == 200),
+        "strays": [] if managed else [one["pid"] for one in running],
+        "passport": passport,
+    }
+
+
+def _passport(path):
+    """The passport, or None: one that cannot be read counts as none and is written anew."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            passport = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return passport if isinstance(passport, dict) else None
+
+
+def _loads(soname):
+    try:
+        ctypes.CDLL(soname)
+    except OSError:
+        return False
+    return True
+
+
+def main():
+    """Read; nothing is ever changed."""
+    module = AnsibleModule(
+        argument_spec={
+            "root": {"type": "path", "default": ""},
+            "ports": {"type": "list", "elements": "int", "default": []},
+            "libraries": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        found = observe(paths.root(params["root"]), params["ports"], params["libraries"])
+    except services.ServiceError as problem:
+        module.fail_json(msg="The service manager cannot be read: %s" % problem)
+    module.exit_json(changed=False, **found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,380 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible module: bring one native endpoint to its plan, or leave the old one serving."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: endpoint_switch
+short_description: Switch an endpoint to a plan, prove it, or put the old one back
+description:
+  - Stops what serves now, starts what the plan says, waits until it is ready and proves it with
+    real tokens, all on the host and as one transaction. When any of that fails, the old
+    definition and the old passport come back and the old engine is started again.
+  - A run that was killed in the middle is put back by the next one, before it does anything else.
+  - The passport is written when, and only when, the new endpoint is proven.
+options:
+  name:
+    description: Name of the endpoint.
+    type: str
+    required: true
+  root:
+    description: C(firstlight_root) on this host.
+    type: path
+    required: true
+  manager:
+    description: What keeps the engine running.
+    type: str
+    choices: [systemd, supervisor]
+    required: true
+  state:
+    description: Whether the endpoint should be there.
+    type: str
+    choices: [present, absent]
+    default: present
+  definition:
+    description: Text of the unit or of the supervisor program. Needed for C(present).
+    type: str
+  supervisord:
+    description: The supervisord to start where the manager is C(supervisor) and none runs.
+    type: path
+  supervisor_config:
+    description: Text of supervisord's own configuration.
+    type: str
+  plan:
+    description: The plan, as C(deployment_plan) made it. Needed for C(present).
+    type: dict
+  oracle:
+    description: What the canary must answer; left out for any other model.
+    type: dict
+  facts:
+    description: Facts of the host to keep in the passport.
+    type: dict
+    default: {}
+attributes:
+  check_mode:
+    description: Says whether it would switch, and why, and changes nothing.
+    support: full
+  diff_mode:
+    description: Shows the definition before and after.
+    support: full
+author:
+  - Firstlight contributors
+"""
+
+EXAMPLES = r"""
+- name: Remove the endpoint
+  endpoint_switch:
+    name: demo
+    root: /var/lib/firstlight
+    manager: systemd
+    state: absent
+"""
+
+RETURN = r"""
+reasons:
+  description: Why the endpoint was, or would be, switched; empty when it is as wanted.
+  returned: always
+  type: list
+  elements: str
+passport:
+  description: The endpoint's passport as it is now.
+  returned: when the endpoint is there
+  type: dict
+verdict:
+  description: The proof of a switch that was made, as C(smoke_inference) returns it.
+  returned: when switched
+  type: dict
+recovered:
+  description: Whether an earlier switch was found half done and put back first.
+  returned: when it wrote anything
+  type: bool
+removed:
+  description: What C(absent) stopped and removed, one line each.
+  returned: when absent
+  type: list
+  elements: str
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.firstlight import paths, processes, services, smoke
+from ansible.module_utils.firstlight.findings import text
+from ansible.module_utils.firstlight.http_client import get
+from ansible.module_utils.firstlight.transaction import Busy, RollbackFailed, Transaction
+
+PASSPORT_SCHEMA = 1
+
+
+class NotServing(Exception):
+    """The new endpoint did not come up or is not right; the message is for the operator."""
+
+
+class Endpoint:
+    """One endpoint's files and service on this host."""
+
+    def __init__(self, params):
+        self.name, self.root = params["name"], params["root"]
+        self.service = services.manager(params["manager"], self.root, params["supervisord"] or "")
+        self.folder = os.path.join(self.root, "endpoints", self.name)
+        self.passport_path = os.path.join(self.folder, "passport.json")
+        self.definition_path = self.service.files(self.name)[0]
+
+    def observe(self):
+        """What is there now, as one dict."""
+        definition = paths.read(self.definition_path)
+        status = self.service.status(self.name)
+        running = processes.engines(self.root).get(self.name, [])
+        managed = [one["plan"] for one in running if one["pid"] == status["pid"]]
+        return {
+            "definition": None if definition is None else definition.decode("utf-8", "replace"),
+            "status": status,
+            "pids": [one["pid"] for one in running],
+            "running_plan": managed[0] if managed else None,
+            "passport": self.passport(),
+            "folder": os.path.isdir(self.folder),
+        }
+
+    def passport(self):
+        """The passport, or None when there is none that can be read."""
+        content = paths.read(self.passport_path)
+        try:
+            passport = None if content is None else json.loads(content)
+        except ValueError:
+            return None
+        return passport if isinstance(passport, dict) else None
+
+    def journal(self, undo):
+        """The transaction that every change of this endpoint is part of."""
+        return Transaction(os.path.join(self.root, "journal"), "endpoint-" + self.name, undo)
+
+    def put_back(self):
+        """Make the service follow the files that were put back, and wait until it serves.
+
+        An old engine that does not come up is no reason to keep the journal: its files are back,
+        and a next run must be free to try something else. What serves is said at the end.
+        """
+        passport = self.passport()
+        with contextlib.suppress(NotServing, services.ServiceError, TimeoutError):
+            self.service.follow(self.name)
+            if passport and os.path.exists(self.definition_path):
+                self.wait_until_ready(passport["plan"])
+
+    def wait_until_ready(self, wanted):
+        """Seconds until ``/health`` answered 200.
+
+        :raises NotServing: when the engine died or the plan's time is over; with the log's end.
+        """
+        started = time.monotonic()
+        while True:
+            answer = get(wanted["url"] + "/health", timeout_s=5)
+            status = self.service.status(self.name)
+            elapsed = time.monotonic() - started
+            # The service must be the one that answers: another process may hold the port.
+            if answer.status == 200 and status["state"] in ("running", "starting"):
+                return round(elapsed, 3)
+            if status["state"] == "failed":
+                raise NotServing("The engine of %s died (%s)." % (self.name, status["detail"])
+                                 + self._log())
+            if elapsed > wanted["start_timeout_s"]:
+                raise NotServing(
+                    "The engine of %s was not ready within %d s: %s on %s/health."
+                    % (self.name, wanted["start_timeout_s"], answer.brief(), wanted["url"])
+                    + self._log())
+            time.sleep(0.1)
+
+    def _log(self):
+        return " Its log ends:\n" + self.service.log_tail(self.name)
+
+
+def plan(params, found):
+    """Why the endpoint has to be switched; empty when it is as wanted."""
+    if params["state"] == "absent":
+        there = found["definition"] is not None or found["pids"] or found["folder"]
+        return ["it is there and should not be"] if there else []
+    wanted, reasons = params["plan"]["hash"], []
+    kept = ((found["passport"] or {}).get("plan") or {}).get("hash")
+    if kept is None:
+        reasons.append("it has no passport yet")
+    elif kept != wanted:
+        reasons.append("its plan changed from %s to %s" % (kept[:12], wanted[:12]))
+    if found["definition"] != params["definition"]:
+        reasons.append("its service definition is not the plan's")
+    elif found["running_plan"] != wanted:
+        reasons.append("its engine is %s" % found["status"]["state"])
+    return reasons
+
+
+def apply(endpoint, params, found):
+    """Switch: change, start, prove; the transaction puts everything back when one fails."""
+    wanted, phases = params["plan"], {}
+    with endpoint.journal(endpoint.put_back) as change:
+        for path in endpoint.service.files(endpoint.name) + [endpoint.passport_path]:
+            change.snapshot(path)
+        if params["supervisor_config"]:
+            _write_supervisor_config(endpoint, params["supervisor_config"])
+        os.makedirs(endpoint.folder, exist_ok=True)
+        paths.write(endpoint.definition_path, params["definition"].encode())
+        endpoint.service.write_link(endpoint.name)
+        started = time.monotonic()
+        endpoint.service.follow(endpoint.name)
+        phases["start_s"] = round(time.monotonic() - started, 3)
+        phases["ready_s"] = endpoint.wait_until_ready(wanted)
+        verdict = smoke.prove(smoke.Target(
+            wanted["url"], wanted["model"]["served_name"], params["oracle"],
+            wanted["model"]["chat_template"]))
+        if not verdict["passed"]:
+            raise NotServing("The new endpoint %s is not right:\n%s" % (
+                endpoint.name, text(verdict["findings"])))
+        phases["proof_s"] = round(sum(one["seconds"] for one in verdict["checks"]), 3)
+        passport = _passport(endpoint, params, verdict, phases)
+        _keep_old_passport(endpoint, found["passport"])
+        _write_json(endpoint.passport_path, passport)
+    _write_json(os.path.join(endpoint.folder, "last_check.json"), dict(verdict, at=_now()))
+    return {"passport": passport, "verdict": verdict, "recovered": change.recovered}
+
+
+def _write_supervisor_config(endpoint, config):
+    """supervisord reads it at its start; a change reaches the one that runs at its next start."""
+    path = endpoint.service.config
+    if paths.read(path) != config.encode():
+        paths.write(path, config.encode(), mode=0o600)
+
+
+def _passport(endpoint, params, verdict, phases):
+    observed = _resident_bytes(endpoint.service.status(endpoint.name)["pid"])
+    return {
+        "schema": PASSPORT_SCHEMA,
+        "endpoint": endpoint.name,
+        "written": _now(),
+        "plan": params["plan"],
+        "facts": params["facts"],
+        "service": {"manager": params["manager"], "definition": endpoint.definition_path},
+        "memory": {
+            "predicted_bytes": params["plan"]["memory"]["total_bytes"],
+            "observed_bytes": observed,
+        },
+        "smoke": {"figures": verdict["figures"], "checks": verdict["checks"],
+                  "findings": verdict["findings"]},
+        "phases": phases,
+    }
+
+
+def _keep_old_passport(endpoint, old):
+    """The passport of what served until now, under the hash of its plan."""
+    if old and (old.get("plan") or {}).get("hash"):
+        name = os.path.basename(str(old["plan"]["hash"]))[:12]
+        _write_json(os.path.join(endpoint.folder, "passports", name + ".json"), old)
+
+
+def _resident_bytes(pid):
+    """What the engine's process holds in RAM now, or None when it cannot be read."""
+    try:
+        with open("/proc/%s/status" % pid, encoding="utf-8") as file:
+            lines = [line.split() for line in file if line.startswith("VmRSS:")]
+        return int(lines[0][1]) * 1024
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def remove(endpoint, found):
+    """Stop the endpoint and remove what it alone used; says what was removed."""
+    removed = []
+    with endpoint.journal(endpoint.put_back) as change:
+        files = [path for path in endpoint.service.files(endpoint.name) if os.path.lexists(path)]
+        for path in files:
+            change.snapshot(path)
+        for path in files:
+            os.unlink(path)
+        endpoint.service.follow(endpoint.name)
+        removed.extend("process %d of endpoint %s" % (pid, endpoint.name) for pid in found["pids"])
+        removed.extend("file %s" % path for path in files)
+    if os.path.isdir(endpoint.folder):
+        shutil.rmtree(endpoint.folder)
+        removed.append("directory %s" % endpoint.folder)
+    return removed + endpoint.service.close_if_unused()
+
+
+def _write_json(path, content):
+    paths.write(path, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def _now():
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def main():
+    """Observe, plan, and unless in check mode apply."""
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "root": {"type": "path", "required": True},
+            "manager": {"type": "str", "choices": ["systemd", "supervisor"], "required": True},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "definition": {"type": "str"},
+            "supervisord": {"type": "path"},
+            "supervisor_config": {"type": "str"},
+            "plan": {"type": "dict"},
+            "oracle": {"type": "dict"},
+            "facts": {"type": "dict", "default": {}},
+        },
+        required_if=[("state", "present", ("definition", "plan"))],
+        supports_check_mode=True,
+    )
+    params = module.params
+    endpoint = Endpoint(params)
+    try:
+        result = _run(module, endpoint, params)
+    except Busy as problem:
+        module.fail_json(msg="%s; nothing was changed. Run again when it has ended." % problem)
+    except RollbackFailed as problem:
+        module.fail_json(msg=str(problem))
+    except NotServing as problem:
+        module.fail_json(msg="%s\n%s" % (problem, _what_serves(endpoint)))
+    except (OSError, services.ServiceError) as problem:
+        module.fail_json(msg="Endpoint %s: %s\n%s" % (
+            endpoint.name, problem, _what_serves(endpoint)))
+    module.exit_json(**result)
+
+
+def _run(module, endpoint, params):
+    found = endpoint.observe()
+    reasons = plan(params, found)
+    result = {"changed": bool(reasons), "reasons": reasons}
+    if module._diff and reasons:
+        result["diff"] = {
+            "before_header": endpoint.definition_path,
+            "after_header": endpoint.definition_path,
+            "before": found["definition"] or "",
+            "after": params["definition"] or "",
+        }
+    if reasons and not module.check_mode:
+        if params["state"] == "absent":
+            result["removed"] = remove(endpoint, found)
+        else:
+            result.update(apply(endpoint, params, found))
+    if "passport" not in result and found["passport"] and params["state"] == "present":
+        result["passport"] = found["passport"]
+    return result
+
+
+def _what_serves(endpoint):
+    """One sentence on what is left after a failed switch."""
+    passport = endpoint.passport()
+    if passport is None:
+        return "Nothing served under this name before, and nothing does now."
+    url = passport["plan"]["url"]
+    answer = get(url + "/health", timeout_s=5)
+    if answer.status == 200:
+        return "What served before is back on %s." % url
+    return "What served before is NOT back on %s: %s." % (url, answer.brief())
+
+
+if __name__ == "__main__":
+    main()

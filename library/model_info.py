@@ -1,0 +1,125 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible module: read what models on disk are."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: model_info
+short_description: Read the geometry, size and format of models on disk
+description:
+  - Reads the headers of GGUF files and of directories of safetensors, never the weights, so a
+    model of any size is read in well under a second.
+  - A model that is missing or damaged is a finding, not a failure.
+options:
+  paths:
+    description: Absolute paths of GGUF files or of directories with C(config.json) and safetensors.
+    type: list
+    elements: str
+    required: true
+attributes:
+  check_mode:
+    description: Reads only, so it does in check mode what it always does.
+    support: full
+  diff_mode:
+    description: Changes nothing, so there is no difference to show.
+    support: none
+author:
+  - Firstlight contributors
+"""
+
+EXAMPLES = r"""
+- name: Read what the model is
+  model_info:
+    paths:
+      - /srv/models/qwen2.5-0.5b-instruct-q8_0.gguf
+  register: __models
+"""
+
+RETURN = r"""
+models:
+  description: What each readable path holds, by path.
+  returned: always
+  type: dict
+  sample:
+    /srv/models/m.gguf:
+      path: /srv/models/m.gguf
+      format: gguf
+      files: 1
+      bytes: 531068096
+      fingerprint: 0f3e...
+      name: Qwen2.5 0.5B Instruct
+      quantisation: Q8_0
+      chat_template: true
+      geometry: {architecture: qwen2, layers: 24, hidden: 896, heads: 14, kv_heads: 2,
+                 head_dim: 64, context: 32768, vocabulary: 151936}
+findings:
+  description: One for each path that cannot be served, in Firstlight's shape of findings.
+  returned: always
+  type: list
+  elements: dict
+"""
+
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.firstlight import model_files
+from ansible.module_utils.firstlight.findings import finding
+
+
+def observe(path):
+    """(model, None) or (None, finding) for one path."""
+    try:
+        return model_files.describe(path), None
+    except FileNotFoundError:
+        near = _nearest_parent(path)
+        return None, finding(
+            "model-missing",
+            path,
+            found="no such file or directory; the last part that exists is %s" % near,
+            wanted="a GGUF file, or a directory with config.json and *.safetensors",
+            remedy="set `model` to the path as the host sees it",
+        )
+    except PermissionError as problem:
+        return None, finding(
+            "model-unreadable",
+            path,
+            found="%s: %s" % (problem.filename, problem.strerror),
+            wanted="readable by uid %d, which serves it" % os.geteuid(),
+            remedy="chmod or chown it, or run as a user who may read it",
+        )
+    except (model_files.BadModel, OSError) as problem:
+        return None, finding(
+            "model-damaged",
+            path,
+            found=str(problem),
+            wanted="a GGUF file, or a directory with config.json and *.safetensors",
+            remedy="fetch it again, or set `model` to another one",
+        )
+
+
+def _nearest_parent(path):
+    while path and not os.path.exists(path):
+        path = os.path.dirname(path.rstrip("/"))
+    return path or "/"
+
+
+def main():
+    """Read every path; nothing is ever changed."""
+    module = AnsibleModule(
+        argument_spec={"paths": {"type": "list", "elements": "str", "required": True}},
+        supports_check_mode=True,
+    )
+    models, findings = {}, []
+    for path in module.params["paths"]:
+        model, problem = observe(path)
+        if model:
+            models[path] = model
+        if problem:
+            findings.append(problem)
+    module.exit_json(changed=False, models=models, findings=findings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible module: a virtual environment that holds exactly what a lock says."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: python_environment
+short_description: Bring a virtual environment to what a hashed lock says
+description:
+  - Creates a virtual environment with the Python that runs this module, installs a lock into it
+    with C(pip --require-hashes) from wheels only, and places scripts beside its programs.
+  - An environment that is as wanted is recognised by one small file, which is written last, so
+    one that was interrupted is finished by the next run.
+options:
+  path:
+    description: Directory of the environment.
+    type: path
+    required: true
+  lock:
+    description: Text of a requirements file in which every line has hashes.
+    type: str
+    default: ""
+  scripts:
+    description: Texts of files to place in the environment's C(bin), by name.
+    type: dict
+    default: {}
+  state:
+    description: Whether it should be there.
+    type: str
+    choices: [present, absent]
+    default: present
+attributes:
+  check_mode:
+    description: Says what would change and changes nothing.
+    support: full
+  diff_mode:
+    description: Shows the lock and the scripts before and after.
+    support: full
+author:
+  - Firstlight contributors
+"""
+
+EXAMPLES = r"""
+- name: Bring the toolbelt
+  python_environment:
+    path: /var/lib/firstlight/venvs/toolbelt
+    lock: "{{ lookup('ansible.builtin.file', 'toolbelt.txt') }}"
+"""
+
+RETURN = r"""
+path:
+  description: The environment.
+  returned: always
+  type: str
+elapsed_s:
+  description: Seconds that bringing it took; 0 when nothing was to do.
+  returned: always
+  type: float
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.firstlight import paths
+from ansible.module_utils.firstlight.runner import run
+
+MARKER = "firstlight.json"
+PIP_SECONDS = 1800
+
+
+def observe(path):
+    """What the marker says is in the environment, or None when it is not whole."""
+    content = paths.read(os.path.join(path, MARKER))
+    if content is None or not os.path.exists(os.path.join(path, "bin", "python")):
+        return None
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def plan(wanted, found, exists):
+    """The steps that lead from what was found to what is wanted."""
+    if wanted is None:
+        return ["remove"] if exists else []
+    return [] if wanted == found else ["create", "install", "place", "mark"]
+
+
+def apply(module, steps, path, wanted):
+    """Take the steps; the marker comes last."""
+    if "remove" in steps:
+        shutil.rmtree(path)
+        return
+    marker = os.path.join(path, MARKER)
+    if os.path.exists(marker):
+        os.unlink(marker)
+    _must(module, [sys.executable, "-m", "venv", path],
+          "A virtual environment cannot be made with %s. On Debian and Ubuntu install "
+          "python3-venv; check that %s can be written." % (sys.executable, path))
+    lock = os.path.join(path, "requirements.txt")
+    paths.write(lock, wanted["lock"].encode())
+    # Nothing the caller's shell happens to set may change where packages are put.
+    _must(module, [os.path.join(path, "bin", "python"), "-m", "pip", "install", "--quiet",
+                   "--disable-pip-version-check", "--no-input", "--require-hashes",
+                   "--only-binary", ":all:", "--requirement", lock],
+          "pip could not install %s. Check the way to the package index (PIP_INDEX_URL, proxy) "
+          "and the free space." % lock, env={"PIP_USER": "0", "PYTHONNOUSERSITE": "1"})
+    for name, text in wanted["scripts"].items():
+        paths.write(os.path.join(path, "bin", name), text.encode(), mode=0o755)
+    paths.write(marker, json.dumps(wanted).encode())
+
+
+def _must(module, argv, advice, env=None):
+    ran = run(argv, timeout_s=PIP_SECONDS, env=env)
+    if not ran.ok:
+        module.fail_json(msg="%s\n%s" % (advice, ran.complaint()))
+
+
+def main():
+    """Observe, plan, and unless in check mode apply."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "lock": {"type": "str", "default": ""},
+            "scripts": {"type": "dict", "default": {}},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    path = params["path"]
+    wanted = None
+    if params["state"] == "present":
+        wanted = {"lock": params["lock"], "scripts": params["scripts"]}
+    started = time.monotonic()
+    try:
+        found = observe(path)
+        steps = plan(wanted, found, os.path.lexists(path))
+        if steps and not module.check_mode:
+            apply(module, steps, path, wanted)
+    except OSError as problem:
+        module.fail_json(msg="%s: %s" % (problem.filename or path, problem.strerror))
+    result = {
+        "changed": bool(steps),
+        "path": path,
+        "elapsed_s": round(time.monotonic() - started, 3) if steps else 0.0,
+    }
+    if module._diff and steps:
+        result["diff"] = {
+            "before_header": path,
+            "after_header": path,
+            "before": _as_text(found),
+            "after": _as_text(wanted),
+        }
+    module.exit_json(**result)
+
+
+def _as_text(content):
+    return "" if content is None else content["lock"] + "\n".join(sorted(content["scripts"])) + "\n"
+
+
+if __name__ == "__main__":
+    main()

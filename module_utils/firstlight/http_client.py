@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP to an engine, on the standard library.
+
+Proxies of the environment are never used: an endpoint is on this host. Answers are untrusted:
+sizes and times are bounded, and whatever goes wrong is an answer with ``status`` 0.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+import urllib.parse
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
+
+MAX_BODY = 16 * 2**20
+
+
+class Answer(NamedTuple):
+    """``status`` is 0 when there was no HTTP answer; ``error`` then says why."""
+
+    status: int
+    body: bytes
+    error: str
+    seconds: float
+
+    def json(self) -> Any:
+        """The body as JSON, or ``None`` when it is not."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
+
+    def brief(self) -> str:
+        """One line for an error message."""
+        if not self.status:
+            return self.error
+        return "HTTP %d: %s" % (self.status, self.body[:300].decode("utf-8", "replace").strip())
+
+
+def get(url: str, timeout_s: float = 10.0) -> Answer:
+    """GET, for the whole body."""
+    return _whole("GET", url, None, timeout_s)
+
+
+def post(url: str, payload: Dict[str, Any], timeout_s: float = 60.0) -> Answer:
+    """POST a JSON object, for the whole body."""
+    return _whole("POST", url, payload, timeout_s)
+
+
+def post_stream(
+    url: str, payload: Dict[str, Any], timeout_s: float = 60.0
+) -> Iterator[Tuple[float, Any]]:
+    """POST and yield ``(seconds since the request, event)`` for each server-sent JSON event.
+
+    :raises ConnectionError: for no answer, another status than 200, a broken or endless stream.
+    """
+    started = time.monotonic()
+    try:
+        connection, response = _open("POST", url, payload, timeout_s)
+    except (OSError, ValueError, http.client.HTTPException) as problem:
+        raise ConnectionError(_reason(problem)) from problem
+    try:
+        if response.status != 200:
+            body = response.read(MAX_BODY)
+            raise ConnectionError(Answer(response.status, body, "", 0.0).brief())
+        taken = 0
+        while True:
+            line = response.readline(MAX_BODY)
+            taken += len(line)
+            elapsed = time.monotonic() - started
+            if not line or line.strip() == b"data: [DONE]":
+                return
+            if elapsed > timeout_s or taken > MAX_BODY:
+                raise ConnectionError("the stream goes on past %g s or %d bytes"
+                                      % (timeout_s, MAX_BODY))
+            if line.startswith(b"data:"):
+                yield elapsed, json.loads(line[5:])
+    except (OSError, http.client.HTTPException, ValueError) as problem:
+        raise ConnectionError(_reason(problem)) from problem
+    finally:
+        connection.close()
+
+
+def _whole(method: str, url: str, payload: Optional[Dict[str, Any]], timeout_s: float) -> Answer:
+    started = time.monotonic()
+    try:
+        connection, response = _open(method, url, payload, timeout_s)
+    except (OSError, ValueError, http.client.HTTPException) as problem:
+        return Answer(0, b"", _reason(problem), time.monotonic() - started)
+    try:
+        body = response.read(MAX_BODY + 1)
+        if len(body) > MAX_BODY:
+            return Answer(0, b"", "an answer of over %d bytes" % MAX_BODY,
+                          time.monotonic() - started)
+        return Answer(response.status, body, "", time.monotonic() - started)
+    except (OSError, http.client.HTTPException) as problem:
+        return Answer(0, b"", _reason(problem), time.monotonic() - started)
+    finally:
+        connection.close()
+
+
+def _open(
+    method: str, url: str, payload: Optional[Dict[str, Any]], timeout_s: float
+) -> Tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    parts = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(
+        parts.hostname or "", parts.port or 80, timeout=timeout_s
+    )
+    body = None if payload is None else json.dumps(payload).encode()
+    headers = {"Connection": "close"}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    try:
+        connection.request(method, parts.path or "/", body, headers)
+        return connection, connection.getresponse()
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _reason(problem: BaseException) -> str:
+    return str(problem) or type(problem).__name__

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model is, read from the headers of its files and nothing more.
+
+Files come from anywhere, so every length is checked against a limit and against the file before
+it is believed.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import struct
+from typing import Any, BinaryIO, Dict, List, Optional, Tuple
+
+Model = Dict[str, Any]
+
+MAX_HEADER = 256 * 2**20
+MAX_STRING = 16 * 2**20
+MAX_ENTRIES = 1_000_000
+
+# GGUF's own type numbers (ggml/docs/gguf.md): size in bytes and struct code of the scalar ones.
+SCALARS = {
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+}
+STRING, ARRAY = 8, 9
+
+
+class BadModel(Exception):
+    """The file is not what it should be; the message says what was found and where."""
+
+
+def describe(path: str) -> Model:
+    """A model on disk: ``{path, format, bytes, fingerprint, geometry, quantisation, ...}``.
+
+    ``path`` is a GGUF file, or a directory with ``config.json`` and safetensors files.
+    ``bytes`` is the exact size of the tensors' files. ``fingerprint`` changes when a file is
+    replaced: it covers headers, sizes and modification times, not every byte.
+
+    :raises BadModel: for a file that is truncated, empty or of another kind.
+    :raises OSError: when a file cannot be read.
+    """
+    if os.path.isdir(path):
+        return _safetensors_directory(path)
+    return _gguf(path)
+
+
+def _gguf(path: str) -> Model:
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        header = _GgufHeader(path, file, size)
+        fields = header.fields
+        digest = hashlib.sha256()
+        end = file.tell()
+        file.seek(0)
+        digest.update(file.read(end))
+    shards = _gguf_shards(path, fields)
+    arch = fields.get("general.architecture")
+    if not isinstance(arch, str):
+        raise BadModel("%s: general.architecture is missing" % path)
+    for shard in shards:
+        _add_stat(digest, shard)
+
+    def field(name: str) -> Optional[int]:
+        value = fields.get("%s.%s" % (arch, name))
+        if isinstance(value, list):
+            value = max(value) if value else None
+        return int(value) if isinstance(value, (int, float)) else None
+
+    heads, hidden = field("attention.head_count"), field("embedding_length")
+    head_dim = field("attention.key_length")
+    if head_dim is None and heads and hidden:
+        head_dim = hidden // heads
+    return {
+        "path": path,
+        "format": "gguf",
+        "files": len(shards),
+        "bytes": sum(os.path.getsize(shard) for shard in shards),
+        "fingerprint": digest.hexdigest(),
+        "name": str(fields.get("general.name", "")),
+        "quantisation": FILE_TYPES.get(fields.get("general.file_type"), "unknown"),
+        "chat_template": "tokenizer.chat_template" in fields,
+        "geometry": {
+            "architecture": arch,
+            "layers": field("block_count"),
+            "hidden": hidden,
+            "heads": heads,
+            "kv_heads": field("attention.head_count_kv") or heads,
+            "head_dim": head_dim,
+            "context": field("context_length"),
+            "vocabulary": field("vocab_size") or header.lengths.get("tokenizer.ggml.tokens"),
+        },
+    }
+
+
+def _gguf_shards(path: str, fields: Dict[str, Any]) -> List[str]:
+    """All files of a split GGUF, which names its parts ``…-00001-of-00003.gguf``."""
+    count = fields.get("split.count", 1)
+    if not isinstance(count, int) or count <= 1:
+        return [path]
+    match = re.match(r"(.*)-\d{5}-of-(\d{5})\.gguf$", path)
+    if not match or int(match.group(2)) != count:
+        raise BadModel("%s: one of %d parts, but not named …-00001-of-%05d.gguf"
+                       % (path, count, count))
+    parts = ["%s-%05d-of-%05d.gguf" % (match.group(1), n + 1, count) for n in range(count)]
+    missing = [part for part in parts if not os.path.exists(part)]
+    if missing:
+        raise BadModel("%s: %d of %d parts are missing: %s"
+                       % (path, len(missing), count, ", ".join(missing[:3])))
+    return parts
+
+
+class _GgufHeader:
+    """The key-value part of a GGUF file. Long arrays are skipped, their lengths kept."""
+
+    def __init__(self, path: str, file: BinaryIO, size: int) -> None:
+        self._path, self._file = path, file
+        self._limit = min(size, MAX_HEADER)
+        self.fields: Dict[str, Any] = {}
+        self.lengths: Dict[str, int] = {}
+        magic = file.read(4)
+        if magic != b"GGUF":
+            raise BadModel("%s: not a GGUF file (it starts with %r)" % (path, magic))
+        version = self._scalar("I")
+        if version not in (2, 3):
+            raise BadModel("%s: GGUF version %d; 2 and 3 are known" % (path, version))
+        tensors, pairs = self._scalar("Q"), self._scalar("Q")
+        if tensors > MAX_ENTRIES or pairs > MAX_ENTRIES:
+            raise BadModel("%s: %d tensors and %d fields cannot be" % (path, tensors, pairs))
+        if tensors == 0:
+            raise BadModel("%s: holds no tensors" % path)
+        for _ in range(pairs):
+            key = self._string()
+            self.fields[key] = self._value(key, self._scalar("I"))
+
+    def _take(self, count: int) -> bytes:
+        if count > MAX_STRING or self._file.tell() + count > self._limit:
+            raise BadModel("%s: the header runs past the end of the file (truncated?)"
+                           % self._path)
+        return self._file.read(count)
+
+    def _scalar(self, code: str) -> Any:
+        size = struct.calcsize("<" + code)
+        return struct.unpack("<" + code, self._take(size))[0]
+
+    def _string(self) -> str:
+        return self._take(self._scalar("Q")).decode("utf-8", "replace")
+
+    def _value(self, key: str, kind: int) -> Any:
+        if kind == STRING:
+            return self._string()
+        if kind in SCALARS:
+            return self._scalar(SCALARS[kind])
+        if kind != ARRAY:
+            raise BadModel("%s: field %s has the unknown type %d" % (self._path, key, kind))
+        item, count = self._scalar("I"), self._scalar("Q")
+        self.lengths[key] = count
+        if count > MAX_STRING:
+            raise BadModel("%s: field %s has %d items" % (self._path, key, count))
+        if item == STRING:
+            for _ in range(count):
+                self._take(self._scalar("Q"))
+            return None
+        if item not in SCALARS:
+            raise BadModel("%s: field %s holds the unknown type %d" % (self._path, key, item))
+        code = SCALARS[item]
+        content = self._take(count * struct.calcsize("<" + code))
+        return list(struct.unpack("<%d%s" % (count, code), content)) if count <= 4096 else None
+
+
+def _safetensors_directory(path: str) -> Model:
+    config_path = os.path.join(path, "config.json")
+    try:
+        with open(config_path, encoding="utf-8") as file:
+            config = json.load(file)
+    except FileNotFoundError:
+        raise BadModel("%s: no config.json in it" % path) from None
+    except ValueError as problem:
+        raise BadModel("%s: not JSON: %s" % (config_path, problem)) from problem
+    if not isinstance(config, dict) or not config:
+        raise BadModel("%s: empty; a model cannot be served from it" % config_path)
+    shards = sorted(glob.glob(os.path.join(glob.escape(path), "*.safetensors")))
+    if not shards:
+        raise BadModel("%s: no *.safetensors in it" % path)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    kinds: Dict[str, int] = {}
+    for shard in shards:
+        header = _safetensors_header(shard)
+        for tensor in header.values():
+            kinds[tensor["dtype"]] = kinds.get(tensor["dtype"], 0) + 1
+        _add_stat(digest, shard)
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    head_dim = config.get("head_dim")
+    if head_dim is None and heads and hidden:
+        head_dim = hidden // heads
+    quantisation = (config.get("quantization_config") or {}).get("quant_method")
+    return {
+        "path": path,
+        "format": "safetensors",
+        "files": len(shards),
+        "bytes": sum(os.path.getsize(shard) for shard in shards),
+        "fingerprint": digest.hexdigest(),
+        "name": os.path.basename(os.path.normpath(path)),
+        "quantisation": quantisation or max(kinds, key=lambda kind: kinds[kind]),
+        "chat_template": _has_chat_template(path),
+        "geometry": {
+            "architecture": config.get("model_type"),
+            "layers": config.get("num_hidden_layers"),
+            "hidden": hidden,
+            "heads": heads,
+            "kv_heads": config.get("num_key_value_heads") or heads,
+            "head_dim": head_dim,
+            "context": config.get("max_position_embeddings"),
+            "vocabulary": config.get("vocab_size"),
+        },
+    }
+
+
+def _safetensors_header(path: str) -> Dict[str, Any]:
+    """The tensors that a safetensors file names, with the file's length checked against them."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(MAX_HEADER, size - 8):
+            raise BadModel("%s: its header length %d does not fit the file of %d bytes"
+                           % (path, length, size))
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError) as problem:
+            raise BadModel("%s: its header is not readable: %s" % (path, problem)) from problem
+    if 8 + length + end > size:
+        raise BadModel("%s: truncated: %d bytes, its header promises %d"
+                       % (path, size, 8 + length + end))
+    if not header:
+        raise BadModel("%s: holds no tensors" % path)
+    return dict(header)
+
+
+def _has_chat_template(path: str) -> bool:
+    if os.path.exists(os.path.join(path, "chat_template.jinja")):
+        return True
+    try:
+        with open(os.path.join(path, "tokenizer_config.json"), encoding="utf-8") as file:
+            return bool(json.load(file).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _add_stat(digest: Any, path: str) -> None:
+    found: Tuple[int, int] = (os.stat(path).st_size, os.stat(path).st_mtime_ns)
+    digest.update(b"%d %d\n" % found)
+
+
+# llama.cpp's general.file_type numbers (include/llama.h, enum llama_ftype).
+FILE_TYPES: Dict[Any, str] = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
+    11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
+    17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS",
+    23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
+    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0",
+    38: "MXFP4_MOE",
+}

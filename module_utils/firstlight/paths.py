@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where everything of ours lies on a host, and how files are written there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from typing import Optional
+
+
+def root(asked: str = "") -> str:
+    """``firstlight_root``: as asked, else the contract's default for this user.
+
+    Root gets ``/var/lib/firstlight``, anyone else ``$XDG_STATE_HOME/firstlight``
+    (``~/.local/state/firstlight`` where that is unset).
+    """
+    if asked:
+        return os.path.abspath(os.path.expanduser(asked))
+    if os.geteuid() == 0:
+        return "/var/lib/firstlight"
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(state, "firstlight")
+
+
+def read(path: str) -> Optional[bytes]:
+    """The file's bytes, or ``None`` when there is no such file.
+
+    :raises OSError: when it is there and cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def write(path: str, content: bytes, mode: int = 0o644) -> None:
+    """Replace a file as a whole: readers see the old bytes or the new, a crash leaves either.
+
+    :raises OSError: no space, no permission; the old file is then untouched.
+    """
+    folder = os.path.dirname(path)
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix="." + os.path.basename(path) + ".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    fsync_folder(folder)
+
+
+def fsync_folder(folder: str) -> None:
+    """Make a rename or an unlink in this folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

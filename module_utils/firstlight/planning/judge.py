@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests held against the host, before anything on it is touched."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Dict, List
+
+from ..findings import Finding, finding
+from .requests import Request
+
+# A unix socket's address has room for 107 bytes (unix(7)).
+SOCKET_PATH_LIMIT = 107
+# It stands in units and in supervisord's configuration, which have rules of their own for quotes.
+ROOT = re.compile(r"/[\w/. @+-]*$")
+
+
+def against_host(
+    requests: List[Request], state: Dict[str, Any], models: Dict[str, Any]
+) -> List[Finding]:
+    """Everything about the host that stops these requests.
+
+    :param requests: as :func:`.requests.normalise` gives them.
+    :param state: what ``endpoint_info`` returned.
+    :param models: what ``model_info`` returned.
+    """
+    findings = []
+    for request in requests:
+        findings.extend(_port(request, state))
+        findings.extend(_model(request, models))
+    findings.extend(_root(state))
+    findings.extend(_python(state))
+    return findings
+
+
+def _port(request: Request, state: Dict[str, Any]) -> List[Finding]:
+    holder = state["ports"].get(str(request["port"]))
+    if holder is None:
+        return []
+    ours = holder["endpoint"] is not None and holder["root"] == state["root"]
+    if ours and holder["endpoint"] == request["name"]:
+        return []
+    if holder["pid"] is None:
+        who = "a process of %s (its pid is not visible to uid %d; root sees it)" % (
+            holder["user"], state["uid"])
+    else:
+        who = "pid %d of %s: %s" % (holder["pid"], holder["user"], holder["command"])
+    if holder["endpoint"]:
+        who += " (Firstlight endpoint %s under %s)" % (holder["endpoint"], holder["root"])
+    subject = "%s.port" % request["where"]
+    return [finding("port-held", subject, "port %d is held by %s" % (request["port"], who),
+                    "a free port", "change %s, or stop that process" % subject)]
+
+
+def _model(request: Request, models: Dict[str, Any]) -> List[Finding]:
+    """The findings of ``model_info``, with the variable to change in them."""
+    if request["model_kind"] != "path":
+        return []
+    return [
+        dict(one, subject="%s.model" % request["where"],
+             found="%s: %s" % (one["subject"], one["found"]))
+        for one in models["findings"] if one["subject"] == request["model"]
+    ]
+
+
+def _root(state: Dict[str, Any]) -> List[Finding]:
+    root = state["root"]
+    findings = []
+    if not ROOT.match(root):
+        findings.append(finding(
+            "root-unusable", "firstlight_root", repr(root),
+            "an absolute path of letters, digits, spaces and /._@+-",
+            "set firstlight_root to such a path"))
+    # supervisord binds a temporary name beside it: the same with `.` and its pid.
+    length = len(root.encode()) + len("/supervisor/supervisor.sock.4194304")
+    if state["manager"] == "supervisor" and length > SOCKET_PATH_LIMIT:
+        findings.append(finding(
+            "root-too-long", "firstlight_root", "%d bytes with the socket's name: %s"
+            % (length, root), "at most %d bytes" % SOCKET_PATH_LIMIT,
+            "set firstlight_root to a shorter path"))
+    return findings
+
+
+def _python(state: Dict[str, Any]) -> List[Finding]:
+    """As root the toolbelt installs what is missing; anyone else must ask for it."""
+    if state["python"]["venv"] or state["uid"] == 0:
+        return []
+    return [finding(
+        "python-without-venv", "the host's Python",
+        "Python %s cannot make virtual environments (no ensurepip)" % state["python"]["version"],
+        "the module ensurepip", "install python3-venv (Debian, Ubuntu) as root",
+        needs_root=True)]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who runs on this host: holders of ports, and the processes of our own endpoints.
+
+Every engine of ours carries ``FIRSTLIGHT_ROOT``, ``FIRSTLIGHT_ENDPOINT`` and ``FIRSTLIGHT_PLAN``
+in its environment, so it is known for ours even when whatever started it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import signal
+import time
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+
+LISTEN = "0A"
+
+
+def holders(ports: Iterable[int], proc: str = "/proc") -> Dict[int, Dict[str, Any]]:
+    """Who listens on each of these TCP ports; ports nobody listens on are left out.
+
+    A holder is ``{pid, command, user, endpoint, root}``. ``pid`` and ``command`` are ``None``
+    where this user may not see another user's process; ``user`` is then still known.
+    ``endpoint`` and ``root`` are set when the holder is an engine of ours.
+    """
+    wanted = set(ports)
+    sockets: Dict[str, Tuple[int, int]] = {}
+    for table in ("net/tcp", "net/tcp6"):
+        for port, inode, uid in _listening(os.path.join(proc, table)):
+            if port in wanted:
+                sockets[inode] = (port, uid)
+    if not sockets:
+        return {}
+    found: Dict[int, Dict[str, Any]] = {
+        port: {"pid": None, "command": None, "user": _user(uid), "endpoint": None, "root": None}
+        for port, uid in sockets.values()
+    }
+    for pid in _pids(proc):
+        for inode in _socket_inodes(proc, pid) & set(sockets):
+            ours = _markers(proc, pid)
+            found[sockets[inode][0]].update(
+                pid=pid,
+                command=_command(proc, pid),
+                endpoint=ours.get("FIRSTLIGHT_ENDPOINT"),
+                root=ours.get("FIRSTLIGHT_ROOT"),
+            )
+    return found
+
+
+def engines(root: str, proc: str = "/proc") -> Dict[str, List[Dict[str, Any]]]:
+    """Processes of our endpoints under this root: name to ``[{pid, plan, started_s}]``."""
+    found: Dict[str, List[Dict[str, Any]]] = {}
+    for pid in _pids(proc):
+        ours = _markers(proc, pid)
+        if ours.get("FIRSTLIGHT_ROOT") == root and "FIRSTLIGHT_ENDPOINT" in ours:
+            found.setdefault(ours["FIRSTLIGHT_ENDPOINT"], []).append(
+                {"pid": pid, "plan": ours.get("FIRSTLIGHT_PLAN", "")}
+            )
+    return found
+
+
+def end(root: str, name: str, grace_s: float = 10.0) -> List[int]:
+    """End every process of an endpoint that its service manager left behind.
+
+    SIGTERM first, SIGKILL after ``grace_s`` seconds. Returns the pids that were there.
+
+    :raises TimeoutError: when a process survives SIGKILL for five seconds (stuck in the kernel).
+    """
+    first = [one["pid"] for one in engines(root).get(name, [])]
+    for how, patience in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        deadline = time.monotonic() + patience
+        left = first
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, how)
+        while left and time.monotonic() < deadline:
+            left = [one["pid"] for one in engines(root).get(name, [])]
+            time.sleep(0.05)
+        if not left:
+            return first
+    raise TimeoutError("pids %s of endpoint %s do not end" % (left, name))
+
+
+def _listening(table: str) -> Iterable[Tuple[int, str, int]]:
+    """(port, socket inode, uid) of each listening socket of a /proc/net/tcp table."""
+    try:
+        with open(table, encoding="ascii") as file:
+            rows = file.read().splitlines()[1:]
+    except OSError:
+        return
+    for row in rows:
+        fields = row.split()
+        if fields[3] == LISTEN:
+            yield int(fields[1].rpartition(":")[2], 16), fields[9], int(fields[7])
+
+
+def _pids(proc: str) -> List[int]:
+    return [int(name) for name in os.listdir(proc) if name.isdigit()]
+
+
+def _socket_inodes(proc: str, pid: int) -> Set[str]:
+    folder = os.path.join(proc, str(pid), "fd")
+    found = set()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                target = os.readlink(os.path.join(folder, name))
+                if target.startswith("socket:["):
+                    found.add(target[8:-1])
+    return found
+
+
+def _read(proc: str, pid: int, name: str) -> bytes:
+    try:
+        with open(os.path.join(proc, str(pid), name), "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _markers(proc: str, pid: int) -> Dict[str, str]:
+    content = _read(proc, pid, "environ")
+    if b"FIRSTLIGHT_ENDPOINT=" not in content:
+        return {}
+    pairs = (item.partition(b"=") for item in content.split(b"\0"))
+    return {
+        key.decode(): value.decode("utf-8", "replace")
+        for key, _, value in pairs
+        if key in (b"FIRSTLIGHT_ROOT", b"FIRSTLIGHT_ENDPOINT", b"FIRSTLIGHT_PLAN")
+    }
+
+
+def _command(proc: str, pid: int) -> Optional[str]:
+    words = _read(proc, pid, "cmdline").rstrip(b"\0").split(b"\0")
+    line = b" ".join(words).decode("utf-8", "replace")
+    return line[:200] or None
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return "uid %d" % uid

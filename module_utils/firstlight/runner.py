@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one way in which our modules run a tool: an argv list, the C locale, a time limit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Dict, List, Mapping, NamedTuple, Optional
+
+
+class Ran(NamedTuple):
+    """What a tool answered.
+
+    ``rc`` is its exit status, or ``None`` when it could not be started or ran past its limit;
+    ``error`` then says which.
+    """
+
+    argv: List[str]
+    rc: Optional[int]
+    stdout: str
+    stderr: str
+    error: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ran and exited with 0."""
+        return self.rc == 0
+
+    def complaint(self) -> str:
+        """One line for an error message: the command and what it said."""
+        said = self.error or self.stderr.strip() or self.stdout.strip() or "nothing"
+        status = "" if self.rc is None else " (exit %d)" % self.rc
+        return "%s%s: %s" % (" ".join(self.argv), status, said)
+
+
+def run(argv: List[str], timeout_s: float = 10.0, env: Optional[Mapping[str, str]] = None) -> Ran:
+    """Run a tool and never raise for what the tool does.
+
+    :param argv: program and arguments; no shell sees them.
+    :param timeout_s: seconds after which it is killed.
+    :param env: variables on top of the process's own.
+    """
+    environment: Dict[str, str] = dict(os.environ, LC_ALL="C")
+    environment.update(env or {})
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=timeout_s,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Ran(argv, None, "", "", "no answer within %g s" % timeout_s)
+    except OSError as problem:
+        return Ran(argv, None, "", "", "cannot be started: %s" % problem.strerror)
+    return Ran(
+        argv,
+        done.returncode,
+        done.stdout.decode("utf-8", "replace"),
+        done.stderr.decode("utf-8", "replace"),
+        "",
+    )

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two service managers that keep native engines running, behind one face.
+
+A service is its definition file: :meth:`follow` makes the manager do what the file says, and a
+missing file means a service that is gone. So a transaction that puts the file back and calls
+:meth:`follow` has put the service back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import http.client
+import os
+import shutil
+import socket
+import time
+import xmlrpc.client
+from typing import Any, Dict, List, Optional
+
+from . import processes
+from .runner import Ran, run
+
+Status = Dict[str, Any]
+"""``{state, pid, detail}``; state is absent, stopped, starting, running or failed."""
+
+
+class ServiceError(Exception):
+    """The service manager refused or did not answer; the message says what it said."""
+
+
+class Systemd:
+    """System units, for root where PID 1 is systemd."""
+
+    FOLDER = "/etc/systemd/system"
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def files(self, name: str) -> List[str]:
+        """The definition and the link that enables it at boot."""
+        unit = self._unit(name)
+        return [
+            os.path.join(self.FOLDER, unit),
+            os.path.join(self.FOLDER, "multi-user.target.wants", unit),
+        ]
+
+    def write_link(self, name: str) -> None:
+        """Enable at boot: what ``systemctl enable`` writes, as one link we can also put back."""
+        unit, link = self.files(name)
+        os.makedirs(os.path.dirname(link), exist_ok=True)
+        if not os.path.islink(link):
+            os.symlink(unit, link)
+
+    def status(self, name: str) -> Status:
+        """What systemd says of the unit."""
+        fields = "LoadState,ActiveState,SubState,MainPID,Result"
+        ran = run(["systemctl", "show", "--property=" + fields, self._unit(name)])
+        if not ran.ok:
+            raise ServiceError(ran.complaint())
+        said = dict(line.partition("=")[::2] for line in ran.stdout.splitlines())
+        state = {
+            "active": "running",
+            "activating": "starting",
+            "deactivating": "stopped",
+            "failed": "failed",
+        }.get(said.get("ActiveState", ""), "stopped")
+        if said.get("SubState") == "auto-restart":
+            state = "failed"
+        if said.get("LoadState") == "not-found" and state == "stopped":
+            state = "absent"
+        pid = int(said.get("MainPID") or 0) or None
+        return {"state": state, "pid": pid, "detail": said.get("Result", "")}
+
+    def follow(self, name: str) -> None:
+        """Start, restart or end the service as its definition file is or is not there."""
+        unit = self._unit(name)
+        there = os.path.exists(self.files(name)[0])
+        if not there:
+            self._must(run(["systemctl", "stop", unit], timeout_s=120), missing_ok=True)
+        self._must(run(["systemctl", "daemon-reload"], timeout_s=60))
+        if there:
+            self._must(run(["systemctl", "stop", unit], timeout_s=120))
+            processes.end(self.root, name)
+            run(["systemctl", "reset-failed", unit])
+            self._must(run(["systemctl", "start", "--no-block", unit], timeout_s=60))
+        else:
+            run(["systemctl", "reset-failed", unit])
+            processes.end(self.root, name)
+
+    def log_tail(self, name: str, lines: int = 20) -> str:
+        """The last lines that the engine wrote."""
+        unit = self._unit(name)
+        ran = run(["journalctl", "--unit", unit, "--lines", str(lines), "--output", "cat"])
+        return ran.stdout.strip() if ran.ok else ran.complaint()
+
+    def close_if_unused(self) -> List[str]:
+        """Nothing to close: systemd is the host's own."""
+        return []
+
+    def _unit(self, name: str) -> str:
+        return "firstlight-%s.service" % name
+
+    def _must(self, ran: Ran, missing_ok: bool = False) -> None:
+        if not ran.ok and not (missing_ok and "not loaded" in ran.stderr):
+            raise ServiceError(ran.complaint())
+
+
+class Supervisor:
+    """A supervisord of our own under ``firstlight_root``, for everyone else.
+
+    :param root: ``firstlight_root``.
+    :param supervisord: its executable; needed to start it, not to talk to one that runs.
+    """
+
+    STATES = {
+        "STARTING": "starting",
+        "RUNNING": "running",
+        "BACKOFF": "failed",
+        "STOPPING": "stopped",
+        "STOPPED": "stopped",
+        "EXITED": "failed",
+        "FATAL": "failed",
+        "UNKNOWN": "failed",
+    }
+    BAD_NAME = 10
+    ALREADY_ADDED = 90
+
+    def __init__(self, root: str, supervisord: str = "") -> None:
+        self.root = root
+        self.folder = os.path.join(root, "supervisor")
+        self.config = os.path.join(self.folder, "supervisord.conf")
+        self.socket = os.path.join(self.folder, "supervisor.sock")
+        self._supervisord = supervisord
+
+    def files(self, name: str) -> List[str]:
+        """The definition; nothing else enables it."""
+        return [os.path.join(self.folder, "conf.d", name + ".conf")]
+
+    def write_link(self, name: str) -> None:
+        """Nothing to enable: supervisord starts what it has a definition of."""
+
+    def daemon_pid(self) -> Optional[int]:
+        """The pid of our supervisord, or ``None`` when none answers."""
+        try:
+            return int(self._api().getPID())
+        except (OSError, http.client.HTTPException):
+            return None
+
+    def status(self, name: str) -> Status:
+        """What supervisord says of the program; without a supervisord every program is absent."""
+        try:
+            said = self._api().getProcessInfo(name)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode == self.BAD_NAME:
+                return {"state": "absent", "pid": None, "detail": ""}
+            raise ServiceError("supervisord: %s" % fault.faultString) from fault
+        except (OSError, http.client.HTTPException):
+            return {"state": "absent", "pid": None, "detail": "supervisord is not running"}
+        return {
+            "state": self.STATES[said["statename"]],
+            "pid": said["pid"] or None,
+            "detail": said["spawnerr"] or said["description"],
+        }
+
+    def follow(self, name: str) -> None:
+        """Start, restart or end the program as its definition file is or is not there."""
+        there = os.path.exists(self.files(name)[0])
+        if self.daemon_pid() is None:
+            processes.end(self.root, name)
+            if there:
+                self._start_daemon()
+            return
+        api = self._api()
+        try:
+            with contextlib.suppress(xmlrpc.client.Fault):
+                api.stopProcessGroup(name)
+            processes.end(self.root, name)
+            added, changed, removed = api.reloadConfig()[0]
+            if name in removed or name in changed:
+                api.removeProcessGroup(name)
+            if name in added or name in changed:
+                api.addProcessGroup(name)
+            elif there:
+                api.startProcessGroup(name, False)
+        except xmlrpc.client.Fault as fault:
+            raise ServiceError("supervisord: %s" % fault.faultString) from fault
+
+    def log_tail(self, name: str, lines: int = 20) -> str:
+        """The last lines that the engine wrote."""
+        path = os.path.join(self.root, "endpoints", name, "engine.log")
+        try:
+            with open(path, "rb") as file:
+                file.seek(max(0, os.path.getsize(path) - 65536))
+                tail = file.read().decode("utf-8", "replace").splitlines()
+        except OSError as problem:
+            return "%s: %s" % (path, problem.strerror)
+        return "\n".join(tail[-lines:])
+
+    def close_if_unused(self) -> List[str]:
+        """End supervisord and remove its folder when it has no program left; says what went."""
+        if glob.glob(os.path.join(glob.escape(self.folder), "conf.d", "*.conf")):
+            return []
+        removed = []
+        pid = self.daemon_pid()
+        if pid is not None:
+            self._api().shutdown()
+            deadline = time.monotonic() + 60
+            while _alive(pid):
+                if time.monotonic() > deadline:
+                    raise ServiceError("supervisord (pid %d) does not end within 60 s" % pid)
+                time.sleep(0.05)
+            removed.append("process %d, supervisord" % pid)
+        if os.path.isdir(self.folder):
+            shutil.rmtree(self.folder)
+            removed.append("directory %s" % self.folder)
+        return removed
+
+    def _start_daemon(self) -> None:
+        # The environment is emptied: a token in the caller's shell must not reach the engines.
+        env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+        ran = run(["env", "-i"] + ["%s=%s" % pair for pair in sorted(env.items())]
+                  + [self._supervisord, "--configuration", self.config], timeout_s=30)
+        if not ran.ok:
+            raise ServiceError(ran.complaint())
+        deadline = time.monotonic() + 15
+        while self.daemon_pid() is None:
+            if time.monotonic() > deadline:
+                raise ServiceError("supervisord does not answer on %s" % self.socket)
+            time.sleep(0.05)
+
+    def _api(self) -> Any:
+        proxy = xmlrpc.client.ServerProxy("http://supervisor", _UnixTransport(self.socket))
+        return proxy.supervisor
+
+
+def manager(kind: str, root: str, supervisord: str = "") -> Any:
+    """The service manager by its name, ``systemd`` or ``supervisor``."""
+    if kind == "systemd":
+        return Systemd(root)
+    return Supervisor(root, supervisord)
+
+
+def kind_for_this_host() -> str:
+    """``systemd`` for root where PID 1 is systemd, else ``supervisor``."""
+    if os.geteuid() == 0 and os.path.isdir("/run/systemd/system"):
+        return "systemd"
+    return "supervisor"
+
+
+def _alive(pid: int) -> bool:
+    """Whether the process is more than a zombie that nobody waits for."""
+    try:
+        with open("/proc/%d/stat" % pid, encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        return _UnixConnection(self._path)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A change of several files (and what hangs on them) that happens as a whole or not at all.
+
+    with Transaction(journal, "endpoint-chat", undo=restart_the_old_one) as change:
+        change.snapshot(unit_path)      # remembered on disk before it is touched
+        write(unit_path, new)
+        restart()
+        prove()                         # raises when it is not right
+    # leaving without an exception commits; with one, everything is put back
+
+The lock admits one change of that name at a time. The journal is on disk before the first byte
+changes, so a process killed in the middle (SIGKILL, power) leaves what the next run needs:
+entering a transaction first puts back what an earlier one left half done.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import stat
+import time
+from typing import Any, Callable, Dict, IO, List, Optional
+
+from . import paths
+
+
+class Busy(Exception):
+    """Another run holds the lock."""
+
+
+class RollbackFailed(Exception):
+    """The change failed, and so did putting things back; the journal is kept for the next run."""
+
+
+class Transaction:
+    """One change, as a context manager.
+
+    :param journal: folder for locks and journals (``firstlight_root/journal``).
+    :param name: what is changed; one change of a name runs at a time.
+    :param undo: called after the files are back, to make the world follow them (reload, restart).
+        It must not need anything but the files: it also runs for a change that another process
+        left half done.
+    :param wait_s: seconds to wait for the lock.
+    """
+
+    def __init__(
+        self,
+        journal: str,
+        name: str,
+        undo: Callable[[], None] = lambda: None,
+        wait_s: float = 30.0,
+    ) -> None:
+        self._lock_path = os.path.join(journal, name + ".lock")
+        self._journal_path = os.path.join(journal, name + ".json")
+        self._undo = undo
+        self._wait_s = wait_s
+        self._lock: Optional[IO[str]] = None
+        self._entries: List[Dict[str, Any]] = []
+        self.recovered = False
+        """Whether an earlier change was found half done and put back on entering."""
+
+    def __enter__(self) -> Transaction:
+        self._acquire()
+        try:
+            self._recover()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def snapshot(self, path: str) -> None:
+        """Remember a file as it is now, absent included, before changing it.
+
+        :raises OSError: when the file or the journal cannot be read or written.
+        """
+        if any(entry["path"] == path for entry in self._entries):
+            return
+        self._entries.append(_remember(path))
+        content = json.dumps({"entries": self._entries}, indent=1).encode()
+        paths.write(self._journal_path, content, mode=0o600)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            if kind is not None:
+                self._roll_back(self._entries)
+            self._forget()
+        finally:
+            self._release()
+
+    def _acquire(self) -> None:
+        os.makedirs(os.path.dirname(self._lock_path), mode=0o755, exist_ok=True)
+        lock = open(self._lock_path, "a+", encoding="utf-8")  # noqa: SIM115 - held past this call
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    lock.seek(0)
+                    holder = lock.read().strip() or "unknown"
+                    lock.close()
+                    raise Busy(
+                        "another run holds %s (pid %s)" % (self._lock_path, holder)
+                    ) from None
+                time.sleep(0.1)
+        lock.truncate(0)
+        lock.write("%d\n" % os.getpid())
+        lock.flush()
+        self._lock = lock
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _recover(self) -> None:
+        left = paths.read(self._journal_path)
+        if left is None:
+            return
+        self._roll_back(json.loads(left)["entries"])
+        self._forget()
+        self.recovered = True
+
+    def _roll_back(self, entries: List[Dict[str, Any]]) -> None:
+        if not entries:
+            return
+        try:
+            for entry in reversed(entries):
+                _put_back(entry)
+            self._undo()
+        except Exception as problem:
+            raise RollbackFailed(
+                "could not put everything back: %s. What was there is kept in %s; "
+                "the next run tries again." % (problem, self._journal_path)
+            ) from problem
+
+    def _forget(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._journal_path)
+            paths.fsync_folder(os.path.dirname(self._journal_path))
+        self._entries = []
+
+
+def _remember(path: str) -> Dict[str, Any]:
+    """A file as plain data. Only files and links: nothing of ours is anything else."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return {"path": path, "kind": "absent"}
+    if stat.S_ISLNK(found.st_mode):
+        return {"path": path, "kind": "link", "target": os.readlink(path)}
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("%s is neither a file nor a link" % path)
+    content = paths.read(path)
+    assert content is not None
+    return {
+        "path": path,
+        "kind": "file",
+        "content": base64.b64encode(content).decode(),
+        "mode": stat.S_IMODE(found.st_mode),
+        "uid": found.st_uid,
+        "gid": found.st_gid,
+    }
+
+
+def _put_back(entry: Dict[str, Any]) -> None:
+    path = entry["path"]
+    if entry["kind"] == "file":
+        paths.write(path, base64.b64decode(entry["content"]), mode=entry["mode"])
+        if os.geteuid() == 0:
+            os.chown(path, entry["uid"], entry["gid"])
+        return
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    if entry["kind"] == "link":
+        os.symlink(entry["target"], path)
