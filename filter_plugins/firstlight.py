@@ -14,7 +14,11 @@ if _OURS not in ansible.module_utils.__path__:
 
 from ansible.module_utils.firstlight import findings  # noqa: E402
 from ansible.module_utils.firstlight.planning import (  # noqa: E402
-    command, judge, plan, requests, service_text,
+    command,
+    judge,
+    plan,
+    requests,
+    service_text,
 )
 
 

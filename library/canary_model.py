@@ -128,6 +128,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible.module_utils.firstlight import canary
 
 Found = dict[str, Optional[str]]  # by file: its SHA-256, None when it is absent

@@ -92,6 +92,7 @@ import os
 import platform
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible.module_utils.firstlight import paths, processes, services
 from ansible.module_utils.firstlight.http_client import get
 

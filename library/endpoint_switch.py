@@ -104,6 +104,7 @@ import shutil
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible.module_utils.firstlight import paths, processes, services, smoke
 from ansible.module_utils.firstlight.findings import text
 from ansible.module_utils.firstlight.http_client import get

@@ -63,6 +63,7 @@ import os
 import platform
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible.module_utils.firstlight import paths, toolbelt
 
 
@@ -75,6 +76,7 @@ class Reader:
         self.unread = {}
 
     def path(self, name):
+        """Where a file of the host is, under the root that is looked at."""
         return os.path.join(self._root, name.lstrip("/"))
 
     def text(self, name):

@@ -64,6 +64,7 @@ findings:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible.module_utils.firstlight import model_files
 from ansible.module_utils.firstlight.findings import finding
 

@@ -67,6 +67,7 @@ import sys
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible.module_utils.firstlight import paths
 from ansible.module_utils.firstlight.runner import run
 

@@ -89,6 +89,7 @@ import json
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible.module_utils.firstlight import paths, smoke
 
 

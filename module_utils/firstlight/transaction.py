@@ -23,7 +23,7 @@ import os
 import shutil
 import stat
 import time
-from typing import Any, Callable, Dict, IO, List, Optional
+from typing import IO, Any, Callable, Dict, List, Optional
 
 from . import paths
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+
 from ansible.module_utils.firstlight import canary
 from ansible.module_utils.firstlight.canary import tokenizer, weights
 

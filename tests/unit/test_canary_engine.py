@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import gguf
 import numpy as np
 import pytest
+
 from ansible.module_utils.firstlight import canary
 
 ORACLE = canary.oracle()

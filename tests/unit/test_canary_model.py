@@ -10,6 +10,7 @@ from pathlib import Path
 
 import canary_model
 import pytest
+
 from ansible.module_utils.firstlight import canary
 
 

@@ -292,10 +292,7 @@ def _context(request: Request, facts: Dict[str, Any], model: Plan, taken_bytes: 
     fixed = model["bytes"] + memory.OVERHEAD_BYTES
     fits = memory.largest_context(limit - fixed, per_token, trained)
     asked = request["context"]
-    if asked == "auto":
-        context = min(fits, memory.AUTO_CONTEXT_LIMIT)
-    else:
-        context = asked
+    context = min(fits, memory.AUTO_CONTEXT_LIMIT) if asked == "auto" else asked
     if context < 1 or context > fits:
         too_long = trained is not None and context > trained
         raise Refused(

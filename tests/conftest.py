@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: our module_utils on Ansible's path, and whole modules run in process."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+
+import ansible.module_utils
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+
+from ansible.module_utils.testing import patch_module_args  # noqa: E402
+
+
+@pytest.fixture
+def repository():
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def run_module(capfd, tmp_path):
+    """Run a module's ``main`` as Ansible would, in this process; returns what it printed."""
+
+    def run(main, check=False, diff=False, **params):
+        args = dict(params, _ansible_check_mode=check, _ansible_diff=diff,
+                    _ansible_remote_tmp=str(tmp_path / "remote-tmp"))
+        capfd.readouterr()
+        with patch_module_args(args), pytest.raises(SystemExit):
+            main()
+        return json.loads(capfd.readouterr().out)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def engine_python(tmp_path_factory):
+    """A Python that has the native engine, from the lock that the role installs.
+
+    ``FIRSTLIGHT_TEST_ENGINE_PYTHON`` names one that is there already.
+    """
+    return _environment(tmp_path_factory, "FIRSTLIGHT_TEST_ENGINE_PYTHON", "xllamacpp.txt")
+
+
+@pytest.fixture(scope="session")
+def supervisord(tmp_path_factory):
+    """The path of a supervisord, from the lock that the role installs."""
+    python = _environment(tmp_path_factory, "FIRSTLIGHT_TEST_SUPERVISOR_PYTHON", "supervisor.txt")
+    return os.path.join(os.path.dirname(python), "supervisord")
+
+
+def _environment(tmp_path_factory, variable, lock):
+    from ansible.module_utils.firstlight.runner import run
+
+    if os.environ.get(variable):
+        return os.environ[variable]
+    venv = tmp_path_factory.mktemp(lock.partition(".")[0])
+    python = str(venv / "bin" / "python")
+    locked = str(ROOT / "roles" / "inference_endpoint" / "files" / lock)
+    for argv in ([sys.executable, "-m", "venv", str(venv)],
+                 [python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", locked]):
+        ran = run(argv, timeout_s=600)
+        assert ran.ok, ran.complaint()
+    return python
