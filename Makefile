@@ -69,3 +69,36 @@ define environment
 	    "(PIP_INDEX_URL, proxy) and the free space." >&2; exit 1; }; \
 	touch $(1)/ready
 endef
+
+# --- The tests ------------------------------------------------------------------------------
+
+IN_DEV := PATH="$(CURDIR)/$(DEV)/bin:$$PATH"
+
+.PHONY: test
+test: lint test-unit test-e2e ## Run everything that CI runs
+
+.PHONY: lint
+lint: $(DEV)/ready ## Check style and types
+	$(IN_DEV) ruff check .
+	$(IN_DEV) ansible-lint
+	MYPYPATH=module_utils $(IN_DEV) mypy --package firstlight
+
+.PHONY: test-unit
+test-unit: $(DEV)/ready ## Run the unit and contract tests
+	$(IN_DEV) pytest -q tests/unit tests/contract
+
+.PHONY: test-e2e
+test-e2e: $(DEV)/ready ## Run the demo in a clone, twice, and take it down
+	$(IN_DEV) pytest -q tests/e2e
+
+.PHONY: bench
+bench: $(DEV)/ready ## Time the demo, first and second run, and how much of it is ours
+	$(IN_DEV) python tests/bench/demo.py
+
+.PHONY: lock
+lock: $(DEV)/ready ## Write the locks anew from requirements/*.in
+	$(IN_DEV) requirements/lock.sh
+
+.PHONY: clean
+clean: ## Remove the development environment and caches
+	rm -rf $(DEV) .cache .pytest_cache .mypy_cache .ruff_cache .ansible .hypothesis

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import time
 
 from ansible.plugins.callback import CallbackBase
@@ -71,7 +73,8 @@ class CallbackModule(CallbackBase):
             lines.append("")
             lines.append("time      " + " · ".join(
                 "%s %.1f s" % (name, seconds) for name, seconds in self._phases.items()))
-            self._display.banner("FIRST LIGHT")
+            served = any("firstlight_passports" in said for said in hosts.values())
+            self._display.banner("FIRST LIGHT" if served else "LIGHTS OUT")
             for line in lines:
                 self._display.display(line)
 
@@ -124,8 +127,15 @@ def _process_age():
 
 
 def _curl(plan):
-    prompt = plan["oracle"]["prompt"] if plan.get("oracle") else "Once upon a time"
-    payload = '{"model": "%s", "prompt": "%s", "max_tokens": 24, "temperature": 0}' % (
-        plan["model"]["served_name"], prompt)
-    return "curl -s %s/v1/completions -H 'Content-Type: application/json' -d '%s'" % (
-        plan["url"], payload)
+    """A request to try, quoted for a shell: names of models come from files."""
+    oracle = plan.get("oracle")
+    payload = {
+        "model": plan["model"]["served_name"],
+        "prompt": oracle["prompt"] if oracle else "Once upon a time",
+        "max_tokens": 24,
+        "temperature": 0,
+    }
+    return shlex.join([
+        "curl", "-s", plan["url"] + "/v1/completions", "-H", "Content-Type: application/json",
+        "-d", json.dumps(payload),
+    ])

@@ -12,7 +12,7 @@ from .requests import Request
 # A unix socket's address has room for 107 bytes (unix(7)).
 SOCKET_PATH_LIMIT = 107
 # It stands in units and in supervisord's configuration, which have rules of their own for quotes.
-ROOT = re.compile(r"/[\w/. @+-]*$")
+ROOT = re.compile(r"/[\w/. @+-]*")
 
 
 def against_host(
@@ -66,7 +66,7 @@ def _model(request: Request, models: Dict[str, Any]) -> List[Finding]:
 def _root(state: Dict[str, Any]) -> List[Finding]:
     root = state["root"]
     findings = []
-    if not ROOT.match(root):
+    if not ROOT.fullmatch(root):
         findings.append(finding(
             "root-unusable", "firstlight_root", repr(root),
             "an absolute path of letters, digits, spaces and /._@+-",

@@ -27,10 +27,11 @@ class Refused(Exception):
     """No plan for this request; carries the finding that says why."""
 
     def __init__(self, request: Request, id: str, key: str, found: str, wanted: str,  # noqa: A002
-                 remedy: str = "") -> None:
+                 remedy: str = "", needs_root: bool = False) -> None:
         subject = "%s.%s" % (request["where"], key)
         super().__init__(found)
-        self.finding = finding("plan-" + id, subject, found, wanted, remedy or "change " + subject)
+        self.finding = finding("plan-" + id, subject, found, wanted, remedy or "change " + subject,
+                               needs_root=needs_root)
 
 
 def deployment_plan(
@@ -183,7 +184,11 @@ def _release(request: Request, facts: Dict[str, Any], state: Dict[str, Any], mod
     raise Refused(
         request, "no-engine", key,
         found="; ".join("%s: %s" % (label, why) for label, _, why in against) or "an empty catalog",
-        wanted="a release in the catalog that serves a %s model here" % model["format"],
+        wanted="; ".join(
+            "%s %s (%s) serves %s on %s with Python %s or newer"
+            % (row["engine"], row["version"], row["runtime"], " and ".join(row["formats"]),
+               " and ".join(row["architectures"]), row["minimum_python"])
+            for row in reversed(rows)) or "a release in the catalog",
     )
 
 
@@ -203,7 +208,9 @@ def _python_too_old(state: Dict[str, Any], row: Dict[str, Any]) -> Optional[Tupl
     there = state["python"]["version"]
     if _version(there) >= _version(row["minimum_python"]):
         return None
-    return "engine", "needs Python %s, the host has %s" % (row["minimum_python"], there)
+    return "engine", (
+        "needs Python %s, and %s runs the modules (ansible_python_interpreter names another)"
+        % (row["minimum_python"], there))
 
 
 def _version(text: str) -> Tuple[int, ...]:
@@ -247,7 +254,7 @@ def _packages(request: Request, facts: Dict[str, Any], state: Dict[str, Any],
                           found="the loader does not find %s" % row["soname"],
                           wanted="%s %s needs it" % (release["package"], release["version"]),
                           remedy="install the distribution's package %s as root"
-                          % (known[0] if known else "that has it"))
+                          % (known[0] if known else "that has it"), needs_root=True)
         packages.append(known[0])
         reasons.append("The package %s brings %s, which the engine needs."
                        % (known[0], row["soname"]))
@@ -255,11 +262,14 @@ def _packages(request: Request, facts: Dict[str, Any], state: Dict[str, Any],
 
 
 def _extra_args(request: Request, release: Dict[str, Any]) -> None:
-    """Flags that the launcher would refuse are refused here, before anything is stopped."""
+    """Flags that the launcher would refuse are refused here, before anything is stopped.
+
+    What follows a ``=`` is not shown: it may be a key.
+    """
     known = release["extra_flags"]
     unknown = [
-        one for one in request["extra_args"]
-        if one.startswith("-") and not _is_number(one) and one.partition("=")[0] not in known
+        flag for flag in (one.partition("=")[0] for one in request["extra_args"])
+        if flag.startswith("-") and not _is_number(flag) and flag not in known
     ]
     if unknown:
         raise Refused(request, "unknown-flag", "extra_args", found=" ".join(unknown),
@@ -294,7 +304,7 @@ def _context(request: Request, facts: Dict[str, Any], model: Plan, taken_bytes: 
     asked = request["context"]
     context = min(fits, memory.AUTO_CONTEXT_LIMIT) if asked == "auto" else asked
     if context < 1 or context > fits:
-        too_long = trained is not None and context > trained
+        too_long = trained and fits == trained
         raise Refused(
             request, "context-beyond-model" if too_long else "does-not-fit", "context",
             found="%s tokens; weights take %s, each token %s, this host has %s for it"

@@ -32,6 +32,7 @@ DEFAULTS: Dict[str, Any] = {
 }
 LOOPBACK = ("127.0.0.1",)
 # In a repository id neither part starts with a dot or a slash; in a path the first one does.
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 
@@ -43,7 +44,7 @@ def normalise(asked: Any) -> Tuple[List[Request], List[Finding]]:
         wrong with the rest. Nothing is raised: bad input is what this is for.
     """
     if not isinstance(asked, (list, tuple)):
-        return [], [_bad(VARIABLE, "not-a-list", repr(asked), "a list of endpoints")]
+        return [], [_bad(VARIABLE, "not-a-list", _kind(asked), "a list of endpoints")]
     requests: List[Request] = []
     findings: List[Finding] = []
     for index, entry in enumerate(asked):
@@ -58,9 +59,10 @@ def normalise(asked: Any) -> Tuple[List[Request], List[Finding]]:
 def _one(index: int, entry: Any) -> Tuple[Any, List[Finding]]:
     where = "%s[%d]" % (VARIABLE, index)
     if not isinstance(entry, dict):
-        return None, [_bad(where, "not-a-mapping", repr(entry), "a mapping with name and model")]
+        return None, [_bad(where, "not-a-mapping", _kind(entry),
+                           "a mapping with name and model")]
     name = entry.get("name")
-    if isinstance(name, str) and name:
+    if isinstance(name, str) and name and name.isprintable():
         where += " (%s)" % name
     request = {key: entry.get(key, default) for key, default in DEFAULTS.items()}
     request["where"] = where
@@ -75,8 +77,8 @@ def _unknown_keys(where: str, entry: Dict[Any, Any]) -> List[Finding]:
     for key in entry:
         if key in DEFAULTS:
             continue
-        near = difflib.get_close_matches(str(key), DEFAULTS, n=1, cutoff=0.5)
-        hint = "rename it to `%s`" % near[0] if near else "remove it"
+        near = difflib.get_close_matches(str(key).lower(), DEFAULTS, n=1)
+        hint = "did you mean `%s`?" % near[0] if near else "remove it"
         findings.append(_bad(where, "unknown-key", "`%s`" % key, "one of " + ", ".join(DEFAULTS),
                              remedy="%s.%s: %s" % (where, key, hint)))
     return findings
@@ -86,7 +88,7 @@ def _name(where: str, request: Request) -> List[Finding]:
     name = request["name"]
     if name is None:
         return [_bad(where + ".name", "missing-name", "no name", "a name of [a-z0-9-]+")]
-    if not isinstance(name, str) or not re.match(r"[a-z0-9][a-z0-9-]{0,39}$", name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         return [_bad(where + ".name", "bad-name", repr(name),
                      "1 to 40 of a-z, 0-9 and -, not starting with -")]
     return []
@@ -122,7 +124,7 @@ def _choices(where: str, request: Request) -> List[Finding]:
     findings = []
     for key, choices in (("engine", ENGINES), ("runtime", RUNTIMES)):
         if request[key] not in choices:
-            near = difflib.get_close_matches(str(request[key]), choices, n=1)
+            near = difflib.get_close_matches(str(request[key]).lower(), choices, n=1)
             hint = "; did you mean %s?" % near[0] if near else ""
             findings.append(_bad("%s.%s" % (where, key), "unknown-" + key, repr(request[key]),
                                  "one of %s%s" % (", ".join(choices), hint)))
@@ -175,13 +177,26 @@ def _gpus(where: str, request: Request) -> List[Finding]:
 
 
 def _extra_args(where: str, request: Request) -> List[Finding]:
+    """Values are not shown: a flag may carry a key."""
     args = request["extra_args"]
-    if isinstance(args, (list, tuple)) and all(isinstance(one, (str, int, float)) for one in args):
+    where += ".extra_args"
+    if not isinstance(args, (list, tuple)):
+        return [_bad(where, "bad-extra-args", _kind(args), "a list of strings")]
+    findings = []
+    for index, one in enumerate(args):
+        item = "%s[%d]" % (where, index)
+        if isinstance(one, bool):
+            findings.append(_bad(item, "bad-extra-args", _kind(one), "a string",
+                                 remedy="quote %s: YAML reads a bare on, off, yes or no as a truth "
+                                 "value" % item))
+        elif not isinstance(one, (str, int, float)):
+            findings.append(_bad(item, "bad-extra-args", _kind(one), "a string"))
+        elif not str(one).isprintable():
+            findings.append(_bad(item, "bad-extra-args", "text with a control character",
+                                 "a string without line breaks and control characters"))
+    if not findings:
         request["extra_args"] = [str(one) for one in args]
-        if all(one.isprintable() for one in request["extra_args"]):
-            return []
-    return [_bad(where + ".extra_args", "bad-extra-args", repr(args),
-                 "a list of strings without line breaks and control characters")]
+    return findings
 
 
 def _later(where: str, request: Request) -> List[Finding]:
@@ -205,7 +220,7 @@ def _clashes(requests: List[Request]) -> List[Finding]:
         seen: Dict[Any, str] = {}
         for request in requests:
             value = request[key]
-            if value is None:
+            if not isinstance(value, (str, int)):
                 continue
             if value in seen:
                 findings.append(_bad("%s.%s" % (request["where"], key), id,
@@ -214,6 +229,17 @@ def _clashes(requests: List[Request]) -> List[Finding]:
             else:
                 seen[value] = request["where"]
     return findings
+
+
+def _kind(value: Any) -> str:
+    """What sort of value it is; the value itself may hold a key and is not shown."""
+    if isinstance(value, bool):
+        return "a truth value"
+    for kind, name in ((str, "text"), (dict, "a mapping"), ((list, tuple), "a list"),
+                       ((int, float), "a number")):
+        if isinstance(value, kind):
+            return name
+    return "nothing" if value is None else "a %s" % type(value).__name__
 
 
 def whole_number(value: Any) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Iterable
 
@@ -22,11 +23,9 @@ def systemd_command(argv: Iterable[str]) -> str:
 def supervisor_command(argv: Iterable[str]) -> str:
     """For ``command=``: supervisord splits it with shlex and expands ``%``.
 
-    A word that begins a comment in an INI file is quoted as well.
+    Before that it reads an INI file, which knows no quotes: `` ;`` and `` #`` begin a comment
+    anywhere, and ``%(here)s`` is replaced even after another ``%``. So the quotes are closed and
+    opened again between those characters.
     """
-    return " ".join(_supervisor_word(word) for word in argv)
-
-
-def _supervisor_word(word: str) -> str:
-    quoted = shlex.quote(word).replace("%", "%%")
-    return "'%s'" % quoted if ";" in quoted and not quoted.startswith("'") else quoted
+    line = " ".join(shlex.quote(word).replace("%", "%%") for word in argv)
+    return re.sub(r"(?<=[\s%])(?=[;#(])", "''", line)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A newcomer's way, whole: a clone, `make demo` and `make down`, on a real engine.
+
+One clone, one story: each test takes the machine as the one before left it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+
+import pytest
+
+from ansible.module_utils.firstlight import canary, processes
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Demo:
+    """The clone, its state, and how to run make in it."""
+
+    def __init__(self, folder):
+        self.clone = folder / "clone"
+        self.root = folder / "a root"  # a space, because somebody's path has one
+        self.port = free_port()
+
+    def make(self, target, **variables):
+        """Run a make target; returns what it printed, standard error included, and its status."""
+        given = {"PORT": str(self.port), "ROOT": str(self.root), **variables}
+        done = subprocess.run(
+            ["make", target, *("%s=%s" % pair for pair in given.items())],
+            cwd=self.clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=500, check=False)
+        return done.returncode, done.stdout
+
+    @property
+    def url(self):
+        return "http://127.0.0.1:%d" % self.port
+
+    def pids(self):
+        return [one["pid"] for one in processes.engines(str(self.root)).get("demo", [])]
+
+    def file(self, name):
+        return self.root / "endpoints" / "demo" / name
+
+    def answers(self):
+        """The served model's name and its answer to the canary's prompt."""
+        with urllib.request.urlopen(self.url + "/v1/models", timeout=10) as answer:
+            name = json.load(answer)["data"][0]["id"]
+        oracle = canary.oracle()
+        body = {"model": name, "prompt": oracle["prompt"], "temperature": 0,
+                "max_tokens": oracle["max_tokens"]}
+        request = urllib.request.Request(
+            self.url + "/v1/completions", json.dumps(body).encode(),
+            {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return name, json.load(answer)["choices"][0]["text"]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def recap(output):
+    """What the play recap counted, e.g. ``{"changed": 0, "failed": 0, ...}``."""
+    line = re.search(r"^localhost +: (.*)$", output, re.MULTILINE).group(1)
+    return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line)}
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """A copy of this checkout as git sees it, in a short path (unix sockets have little room)."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="fl-e2e-", dir="/tmp"))
+    here = Demo(folder)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).exists():
+            (here.clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, here.clone / name)
+    yield here
+    for pid in here.pids():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    pidfile = here.root / "supervisor" / "supervisord.pid"
+    if pidfile.exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pidfile.read_text()), signal.SIGKILL)
+    shutil.rmtree(folder)
+
+
+def test_the_first_run_ends_with_a_proven_endpoint(demo):
+    status, output = demo.make("demo")
+    assert status == 0, output
+    assert recap(output)["failed"] == 0
+    assert "demo on localhost: proven" in output
+    assert "endpoint  " + demo.url in output
+    assert re.search(r"engine +llama_cpp \S+ \(native\)", output)
+    assert re.search(r"speed +[\d.]+ tokens/s", output)
+    assert re.search(r"time +controller [\d.]+ s .* act [\d.]+ s .* prove [\d.]+ s", output)
+    passport = json.loads(demo.file("passport.json").read_text())
+    assert "passport  %s" % demo.file("passport.json") in output
+    assert passport["plan"]["url"] == demo.url
+    assert passport["smoke"]["figures"]["tokens_per_second"] > 0
+    assert passport["memory"]["observed_bytes"] > 0
+    copy = demo.clone / "reports" / "localhost" / "demo.json"
+    assert json.loads(copy.read_text()) == passport
+
+    curl = re.search(r"^try +(curl .*)$", output, re.MULTILINE).group(1)
+    answer = subprocess.run(["sh", "-c", curl], stdout=subprocess.PIPE, timeout=30, check=True)
+    assert json.loads(answer.stdout)["choices"][0]["text"] == canary.oracle()["completion"]
+
+
+def test_the_second_run_changes_nothing_and_checks_again(demo):
+    before = demo.pids(), demo.file("passport.json").read_bytes()
+    checked = demo.file("last_check.json").stat().st_mtime_ns
+    status, output = demo.make("demo")
+    assert status == 0, output
+    assert recap(output)["changed"] == 0
+    assert (demo.pids(), demo.file("passport.json").read_bytes()) == before
+    assert demo.file("last_check.json").stat().st_mtime_ns > checked
+    assert json.loads(demo.file("last_check.json").read_text())["passed"] is True
+
+
+def test_a_killed_engine_comes_back_by_itself(demo):
+    (old,) = demo.pids()
+    os.kill(old, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while True:
+        assert time.monotonic() < deadline, "the engine did not come back"
+        with contextlib.suppress(OSError):
+            if demo.answers() == ("canary", canary.oracle()["completion"]):
+                break
+        time.sleep(0.2)
+    assert demo.pids() != [old]
+
+
+def test_bad_input_is_judged_before_anything_is_touched(demo):
+    before = demo.pids(), demo.file("passport.json").read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        status, output = demo.make(
+            "demo", PORT=str(held.getsockname()[1]), MODEL="/no/such/model.gguf")
+    assert status != 0
+    assert "Nothing was touched" in output
+    assert "held by pid %d" % os.getpid() in output
+    assert "inference_endpoints[0] (demo).port" in output
+    assert "/no/such/model.gguf: no such file" in output
+    assert (demo.pids(), demo.file("passport.json").read_bytes()) == before
+    assert demo.answers()[1] == canary.oracle()["completion"]
+
+
+def test_a_model_that_cannot_be_served_leaves_the_old_one_serving(demo, tmp_path):
+    before = demo.file("passport.json").read_bytes()
+    broken = tmp_path / "broken.gguf"
+    whole = canary.content(canary.GGUF)
+    broken.write_bytes(whole[: len(whole) // 2])  # its header is right, its weights end early
+    status, output = demo.make("demo", MODEL=str(broken))
+    assert status != 0
+    assert "The engine of demo died" in output
+    assert "What served before is back on " + demo.url in output
+    assert demo.file("passport.json").read_bytes() == before
+    assert demo.answers() == ("canary", canary.oracle()["completion"])
+
+
+def test_another_model_is_served_by_its_path_and_given_back(demo, tmp_path):
+    other = tmp_path / "it's a %d model; $HOME.gguf"
+    other.write_bytes(canary.content(canary.GGUF))
+    status, output = demo.make("demo", MODEL=str(other).replace("$", "$$"))
+    assert status == 0, output
+    assert demo.answers() == (other.stem, canary.oracle()["completion"])
+    status, output = demo.make("demo")
+    assert status == 0, output
+    assert demo.answers()[0] == "canary"
+    assert recap(demo.make("demo")[1])["changed"] == 0
+
+
+def test_down_removes_everything_and_says_so(demo):
+    pids = demo.pids()
+    status, output = demo.make("down")
+    assert status == 0, output
+    assert "process %d of endpoint demo" % pids[0] in output
+    assert str(demo.root) in output
+    assert not demo.root.exists()
+    assert demo.pids() == []
+    assert processes.holders([demo.port]) == {}
+    left = {path.name for path in demo.clone.iterdir()} & {".venv", ".demo", "reports"}
+    assert left == set()
