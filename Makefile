@@ -27,7 +27,7 @@ demo: ## Serve a proven endpoint on this machine (MODEL=/path/model.gguf PORT=80
 	controller=$$(( ($$(date +%s%N) - started) / 1000000 )); \
 	model=$$MODEL; if [ -e "$$model" ]; then model=$$(realpath -- "$$model"); fi; \
 	root=$$ROOT; if [ -n "$$root" ]; then root=$$(realpath -m -- "$$root"); fi; \
-	printf '%s' "$$root" > .demo; \
+	printf '%s\n' "$$root" | cat - .demo 2>/dev/null | sort -u > .demo.new; mv .demo.new .demo; \
 	FIRSTLIGHT_CONTROLLER_SECONDS=$$(printf '%d.%03d' $$((controller / 1000)) $$((controller % 1000))) \
 	FIRSTLIGHT_MODEL=$$model FIRSTLIGHT_PORT=$$PORT FIRSTLIGHT_ROOT=$$root \
 	$(VENV)/bin/ansible-playbook site.yml --inventory inventories/local
@@ -38,10 +38,13 @@ demo down: export ROOT := $(ROOT)
 
 .PHONY: down
 down: ## Stop and remove everything that the demo made, and say what
-	@$(MAKE) --no-print-directory $(VENV)/ready; \
-	root=$$ROOT; if [ -z "$$root" ] && [ -f .demo ]; then root=$$(cat .demo); fi; \
-	FIRSTLIGHT_ROOT=$$root \
-	$(VENV)/bin/ansible-playbook playbooks/teardown.yml --inventory inventories/local || exit; \
+	@$(MAKE) --no-print-directory $(VENV)/ready || exit; \
+	if [ -n "$$ROOT" ]; then roots=$$(realpath -m -- "$$ROOT"); \
+	else roots=$$(cat .demo 2>/dev/null || true); fi; \
+	while IFS= read -r root; do \
+	  FIRSTLIGHT_ROOT=$$root $(VENV)/bin/ansible-playbook playbooks/teardown.yml \
+	    --inventory inventories/local < /dev/null || exit; \
+	done <<< "$$roots"; \
 	for made in reports/localhost/demo.json .demo $(VENV); do \
 	  if [ -e "$$made" ]; then rm -rf "$$made"; echo "  $(CURDIR)/$$made"; fi; \
 	done; \

@@ -88,6 +88,12 @@ class Reader:
             self.unread[name] = problem.strerror
             return None
 
+    def known(self, label, value, where):
+        """The value as it is; of one that was not found, where it was looked for is kept."""
+        if value is None:
+            self.unread[label] = "not in %s" % where
+        return value
+
 
 def observe(root, system_root="/"):
     """Everything this module knows of the host, as one dict."""
@@ -96,6 +102,8 @@ def observe(root, system_root="/"):
     driver, devices = (None, [])
     if host_class == "nvidia":
         driver, devices = _nvidia(reader, root)
+    elif host_class == "jetson":
+        reader.unread["devices"] = "this release does not read the GPU of a Jetson"
     return {
         "class": host_class,
         "driver": driver,
@@ -181,8 +189,10 @@ def _nvidia_from_proc(reader):
         said = dict(line.partition(":")[::2] for line in text.splitlines())
         devices.append({
             "index": index,
-            "uuid": said.get("GPU UUID", "").strip() or None,
-            "name": said.get("Model", "").strip() or None,
+            "uuid": reader.known("devices[%d].uuid" % index,
+                                 said.get("GPU UUID", "").strip() or None, name),
+            "name": reader.known("devices[%d].name" % index,
+                                 said.get("Model", "").strip() or None, name),
             "capability": None,
             "memory_total_bytes": None,
             "memory_free_bytes": None,
@@ -200,7 +210,7 @@ def _cpu(reader):
     return {
         "architecture": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "model": model,
+        "model": reader.known("cpu.model", model, "/proc/cpuinfo"),
     }
 
 
@@ -213,9 +223,9 @@ def _memory(reader):
         if words and words[0].isdigit():
             said[key] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
     return {
-        "total_bytes": said.get("MemTotal"),
-        "available_bytes": said.get("MemAvailable"),
-        "swap_bytes": said.get("SwapTotal"),
+        label: reader.known("memory." + label, said.get(key), "/proc/meminfo")
+        for label, key in (("total_bytes", "MemTotal"), ("available_bytes", "MemAvailable"),
+                           ("swap_bytes", "SwapTotal"))
     }
 
 
@@ -227,10 +237,11 @@ def _system(reader):
             release[key] = value.strip().strip("\"'")
     return {
         "kernel": platform.release(),
-        "distribution": release.get("ID"),
-        "version": release.get("VERSION_ID"),
+        "distribution": reader.known("system.distribution", release.get("ID"), "/etc/os-release"),
+        "version": reader.known("system.version", release.get("VERSION_ID"), "/etc/os-release"),
         "like": release.get("ID_LIKE", "").split(),
-        "libc": " ".join(platform.libc_ver()).strip() or None,
+        "libc": reader.known("system.libc", " ".join(platform.libc_ver()).strip() or None,
+                             "the Python that runs this"),
     }
 
 

@@ -73,8 +73,10 @@ def observe(path):
     """(model, None) or (None, finding) for one path."""
     try:
         return model_files.describe(path), None
-    except FileNotFoundError:
+    except FileNotFoundError as problem:
         near = _nearest_parent(path)
+        if near == path:
+            return None, _damaged(path, problem)
         return None, finding(
             "model-missing",
             path,
@@ -91,13 +93,17 @@ def observe(path):
             remedy="chmod or chown it, or run as a user who may read it",
         )
     except (model_files.BadModel, OSError) as problem:
-        return None, finding(
-            "model-damaged",
-            path,
-            found=str(problem),
-            wanted="a GGUF file, or a directory with config.json and *.safetensors",
-            remedy="fetch it again, or set `model` to another one",
-        )
+        return None, _damaged(path, problem)
+
+
+def _damaged(path, problem):
+    return finding(
+        "model-damaged",
+        path,
+        found=str(problem),
+        wanted="a GGUF file, or a directory with config.json and *.safetensors",
+        remedy="fetch it again, or set `model` to another one",
+    )
 
 
 def _nearest_parent(path):

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import struct
-from typing import Any, BinaryIO, Dict, List, Optional, Tuple
+from typing import Any, BinaryIO, Dict, List, Optional, Set, Tuple
 
 Model = Dict[str, Any]
 
@@ -26,6 +26,7 @@ SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }
 STRING, ARRAY = 8, 9
+MAX_DIMENSIONS = 4
 
 
 class BadModel(Exception):
@@ -48,15 +49,17 @@ def describe(path: str) -> Model:
 
 
 def _gguf(path: str) -> Model:
-    size = os.path.getsize(path)
     with open(path, "rb") as file:
-        header = _GgufHeader(path, file, size)
+        header = _GgufHeader(path, file)
         fields = header.fields
         digest = hashlib.sha256()
         end = file.tell()
         file.seek(0)
         digest.update(file.read(end))
     shards = _gguf_shards(path, fields)
+    for shard in shards[1:]:
+        with open(shard, "rb") as file:
+            _GgufHeader(shard, file)
     arch = fields.get("general.architecture")
     if not isinstance(arch, str):
         raise BadModel("%s: general.architecture is missing" % path)
@@ -65,10 +68,9 @@ def _gguf(path: str) -> Model:
 
     def field(name: str) -> Optional[int]:
         value = fields.get("%s.%s" % (arch, name))
-        if isinstance(value, list):
-            value = max(value) if value else None
-        return int(value) if isinstance(value, (int, float)) else None
+        return _count(max(value, default=None) if isinstance(value, list) else value)
 
+    file_type = fields.get("general.file_type")
     heads, hidden = field("attention.head_count"), field("embedding_length")
     head_dim = field("attention.key_length")
     if head_dim is None and heads and hidden:
@@ -80,7 +82,8 @@ def _gguf(path: str) -> Model:
         "bytes": sum(os.path.getsize(shard) for shard in shards),
         "fingerprint": digest.hexdigest(),
         "name": str(fields.get("general.name", "")),
-        "quantisation": FILE_TYPES.get(fields.get("general.file_type"), "unknown"),
+        "quantisation": FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int)
+        else "unknown",
         "chat_template": "tokenizer.chat_template" in fields,
         "geometry": {
             "architecture": arch,
@@ -100,10 +103,13 @@ def _gguf_shards(path: str, fields: Dict[str, Any]) -> List[str]:
     count = fields.get("split.count", 1)
     if not isinstance(count, int) or count <= 1:
         return [path]
-    match = re.match(r"(.*)-\d{5}-of-(\d{5})\.gguf$", path)
-    if not match or int(match.group(2)) != count:
+    match = re.match(r"(.*)-(\d{5})-of-(\d{5})\.gguf$", path)
+    if not match or int(match.group(3)) != count:
         raise BadModel("%s: one of %d parts, but not named …-00001-of-%05d.gguf"
                        % (path, count, count))
+    if int(match.group(2)) != 1:
+        raise BadModel("%s: not the first part, which says what the model is: give "
+                       "…-00001-of-%05d.gguf" % (path, count))
     parts = ["%s-%05d-of-%05d.gguf" % (match.group(1), n + 1, count) for n in range(count)]
     missing = [part for part in parts if not os.path.exists(part)]
     if missing:
@@ -112,11 +118,17 @@ def _gguf_shards(path: str, fields: Dict[str, Any]) -> List[str]:
     return parts
 
 
-class _GgufHeader:
-    """The key-value part of a GGUF file. Long arrays are skipped, their lengths kept."""
+def _count(value: Any) -> Optional[int]:
+    """A whole number from 1 as it is; ``None`` for anything else, which is no count or size."""
+    return value if type(value) is int and value > 0 else None
 
-    def __init__(self, path: str, file: BinaryIO, size: int) -> None:
+
+class _GgufHeader:
+    """The header of a GGUF file that is whole. Long arrays are skipped, their lengths kept."""
+
+    def __init__(self, path: str, file: BinaryIO) -> None:
         self._path, self._file = path, file
+        size = os.fstat(file.fileno()).st_size
         self._limit = min(size, MAX_HEADER)
         self.fields: Dict[str, Any] = {}
         self.lengths: Dict[str, int] = {}
@@ -129,11 +141,33 @@ class _GgufHeader:
         tensors, pairs = self._scalar("Q"), self._scalar("Q")
         if tensors > MAX_ENTRIES or pairs > MAX_ENTRIES:
             raise BadModel("%s: %d tensors and %d fields cannot be" % (path, tensors, pairs))
-        if tensors == 0:
-            raise BadModel("%s: holds no tensors" % path)
         for _ in range(pairs):
             key = self._string()
             self.fields[key] = self._value(key, self._scalar("I"))
+        # The first part of a split model may hold its fields alone.
+        if tensors == 0 and "split.count" not in self.fields:
+            raise BadModel("%s: holds no tensors" % path)
+        promised = self._tensors_end(tensors)
+        if promised > size:
+            raise BadModel("%s: truncated: %d bytes, its header promises %d"
+                           % (path, size, promised))
+
+    def _tensors_end(self, tensors: int) -> int:
+        """Where the last tensor ends, which is the least size of a file that is whole."""
+        end = 0
+        for _ in range(tensors):
+            name, dimensions = self._string(), self._scalar("I")
+            if dimensions > MAX_DIMENSIONS:
+                raise BadModel("%s: tensor %s has %d dimensions" % (self._path, name, dimensions))
+            weights = 1
+            for _ in range(dimensions):
+                weights *= self._scalar("Q")
+            block, size = TENSOR_TYPES.get(self._scalar("I"), (1, 0))
+            end = max(end, self._scalar("Q") + weights // block * size)
+        alignment = _count(self.fields.get("general.alignment", 32))
+        if alignment is None:
+            raise BadModel("%s: general.alignment is no size" % self._path)
+        return -(-self._file.tell() // alignment) * alignment + end if tensors else 0
 
     def _take(self, count: int) -> bytes:
         if count > MAX_STRING or self._file.tell() + count > self._limit:
@@ -173,29 +207,34 @@ class _GgufHeader:
 def _safetensors_directory(path: str) -> Model:
     config_path = os.path.join(path, "config.json")
     try:
-        with open(config_path, encoding="utf-8") as file:
-            config = json.load(file)
+        config = _json(config_path)
     except FileNotFoundError:
         raise BadModel("%s: no config.json in it" % path) from None
-    except ValueError as problem:
-        raise BadModel("%s: not JSON: %s" % (config_path, problem)) from problem
     if not isinstance(config, dict) or not config:
         raise BadModel("%s: empty; a model cannot be served from it" % config_path)
     shards = sorted(glob.glob(os.path.join(glob.escape(path), "*.safetensors")))
     if not shards:
         raise BadModel("%s: no *.safetensors in it" % path)
+    missing = sorted(_indexed(path) - {os.path.basename(shard) for shard in shards})
+    if missing:
+        raise BadModel("%s: %d files that its index names are missing: %s"
+                       % (path, len(missing), ", ".join(missing[:3])))
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     kinds: Dict[str, int] = {}
     for shard in shards:
-        header = _safetensors_header(shard)
-        for tensor in header.values():
-            kinds[tensor["dtype"]] = kinds.get(tensor["dtype"], 0) + 1
+        for kind in _safetensors_kinds(shard):
+            kinds[kind] = kinds.get(kind, 0) + 1
         _add_stat(digest, shard)
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    head_dim = config.get("head_dim")
+
+    def field(name: str) -> Optional[int]:
+        return _count(config.get(name))
+
+    heads, hidden = field("num_attention_heads"), field("hidden_size")
+    head_dim = field("head_dim")
     if head_dim is None and heads and hidden:
         head_dim = hidden // heads
-    quantisation = (config.get("quantization_config") or {}).get("quant_method")
+    asked = config.get("quantization_config")
+    quantisation = asked.get("quant_method") if isinstance(asked, dict) else None
     return {
         "path": path,
         "format": "safetensors",
@@ -207,19 +246,42 @@ def _safetensors_directory(path: str) -> Model:
         "chat_template": _has_chat_template(path),
         "geometry": {
             "architecture": config.get("model_type"),
-            "layers": config.get("num_hidden_layers"),
+            "layers": field("num_hidden_layers"),
             "hidden": hidden,
             "heads": heads,
-            "kv_heads": config.get("num_key_value_heads") or heads,
+            "kv_heads": field("num_key_value_heads") or heads,
             "head_dim": head_dim,
-            "context": config.get("max_position_embeddings"),
-            "vocabulary": config.get("vocab_size"),
+            "context": field("max_position_embeddings"),
+            "vocabulary": field("vocab_size"),
         },
     }
 
 
-def _safetensors_header(path: str) -> Dict[str, Any]:
-    """The tensors that a safetensors file names, with the file's length checked against them."""
+def _json(path: str) -> Any:
+    """A file of JSON.
+
+    :raises BadModel: for a file of anything else.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (ValueError, RecursionError) as problem:
+        raise BadModel("%s: not JSON: %s" % (path, problem)) from problem
+
+
+def _indexed(path: str) -> Set[str]:
+    """The files that the index of a sharded model names; none where there is no index."""
+    index = os.path.join(path, "model.safetensors.index.json")
+    try:
+        return {str(name) for name in _json(index)["weight_map"].values()}
+    except FileNotFoundError:
+        return set()
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise BadModel("%s: no index of safetensors files" % index) from problem
+
+
+def _safetensors_kinds(path: str) -> List[str]:
+    """The type of each tensor in a safetensors file that is whole."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         start = file.read(8)
@@ -230,24 +292,25 @@ def _safetensors_header(path: str) -> Dict[str, Any]:
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError) as problem:
+            kinds = [str(tensor["dtype"]) for tensor in header.values()]
+            end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
+        except (ValueError, AttributeError, LookupError, TypeError, OverflowError,
+                RecursionError) as problem:
             raise BadModel("%s: its header is not readable: %s" % (path, problem)) from problem
     if 8 + length + end > size:
         raise BadModel("%s: truncated: %d bytes, its header promises %d"
                        % (path, size, 8 + length + end))
-    if not header:
+    if not kinds:
         raise BadModel("%s: holds no tensors" % path)
-    return dict(header)
+    return kinds
 
 
 def _has_chat_template(path: str) -> bool:
     if os.path.exists(os.path.join(path, "chat_template.jinja")):
         return True
     try:
-        with open(os.path.join(path, "tokenizer_config.json"), encoding="utf-8") as file:
-            return bool(json.load(file).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
+        return bool(_json(os.path.join(path, "tokenizer_config.json")).get("chat_template"))
+    except (OSError, BadModel, AttributeError):
         return False
 
 
@@ -255,6 +318,17 @@ def _add_stat(digest: Any, path: str) -> None:
     found: Tuple[int, int] = (os.stat(path).st_size, os.stat(path).st_mtime_ns)
     digest.update(b"%d %d\n" % found)
 
+
+# Weights in a block, and its bytes, by ggml's number of the type (ggml/include/ggml.h, enum
+# ggml_type; sizes as in gguf.constants). A type that is not here counts as nothing, so that a new
+# one is never taken for a truncation.
+TENSOR_TYPES: Dict[int, Tuple[int, int]] = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
+    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110),
+    22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
+    29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+}
 
 # llama.cpp's general.file_type numbers (include/llama.h, enum llama_ftype).
 FILE_TYPES: Dict[Any, str] = {

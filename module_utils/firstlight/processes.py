@@ -49,7 +49,7 @@ def holders(ports: Iterable[int], proc: str = "/proc") -> Dict[int, Dict[str, An
 
 
 def engines(root: str, proc: str = "/proc") -> Dict[str, List[Dict[str, Any]]]:
-    """Processes of our endpoints under this root: name to ``[{pid, plan, started_s}]``."""
+    """Processes of our endpoints under this root: name to ``[{pid, plan}]``."""
     found: Dict[str, List[Dict[str, Any]]] = {}
     for pid in _pids(proc):
         ours = _markers(proc, pid)
@@ -63,22 +63,28 @@ def engines(root: str, proc: str = "/proc") -> Dict[str, List[Dict[str, Any]]]:
 def end(root: str, name: str, grace_s: float = 10.0) -> List[int]:
     """End every process of an endpoint that its service manager left behind.
 
-    SIGTERM first, SIGKILL after ``grace_s`` seconds. Returns the pids that were there.
+    SIGTERM first, SIGKILL after ``grace_s`` seconds. Returns the pids that were there, those
+    included that only appeared while the others ended.
 
     :raises TimeoutError: when a process survives SIGKILL for five seconds (stuck in the kernel).
     """
-    first = [one["pid"] for one in engines(root).get(name, [])]
+    ended: Set[int] = set()
+    left: List[int] = []
     for how, patience in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        signalled: Set[int] = set()
         deadline = time.monotonic() + patience
-        left = first
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, how)
-        while left and time.monotonic() < deadline:
+        while True:
             left = [one["pid"] for one in engines(root).get(name, [])]
+            ended.update(left)
+            if not left:
+                return sorted(ended)
+            for pid in set(left) - signalled:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, how)
+            signalled.update(left)
+            if time.monotonic() >= deadline:
+                break
             time.sleep(0.05)
-        if not left:
-            return first
     raise TimeoutError("pids %s of endpoint %s do not end" % (left, name))
 
 

@@ -120,10 +120,11 @@ def check_chat(target: Target) -> None:
 def check_usage(target: Target) -> None:
     """Token counts are there, add up, and respect the limit that was asked for."""
     usage = target.complete(_prompt(target), 4).get("usage") or {}
-    parts = [usage.get("prompt_tokens"), usage.get("completion_tokens"), usage.get("total_tokens")]
-    if not all(isinstance(part, int) for part in parts):
+    prompt, completion, total = (
+        usage.get(kind + "_tokens") for kind in ("prompt", "completion", "total"))
+    if not (isinstance(prompt, int) and isinstance(completion, int) and isinstance(total, int)):
         raise Wrong("usage %s" % usage, "prompt, completion and total tokens")
-    if parts[0] + parts[1] != parts[2] or not 1 <= parts[1] <= 4:
+    if prompt + completion != total or not 1 <= completion <= 4:
         raise Wrong("usage %s" % usage, "prompt + completion = total, at most 4 completed")
 
 

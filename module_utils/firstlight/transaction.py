@@ -86,7 +86,7 @@ class Transaction:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
             if kind is not None:
-                self._roll_back(self._entries)
+                self._roll_back(self._entries, "The change had failed: %s" % (error or kind))
             self._forget()
         finally:
             self._release()
@@ -122,11 +122,20 @@ class Transaction:
         left = paths.read(self._journal_path)
         if left is None:
             return
-        self._roll_back(json.loads(left)["entries"])
+        try:
+            entries = [dict(entry) for entry in json.loads(left)["entries"]]
+        except (ValueError, KeyError, TypeError) as problem:
+            # We write it as a whole or not at all, so someone else has been at it.
+            raise RollbackFailed(
+                "%s should say what an earlier change left half done, and cannot be read (%r). "
+                "Look at what was being changed, then delete that file and run again."
+                % (self._journal_path, problem)
+            ) from problem
+        self._roll_back(entries, "An earlier run was ended in the middle of its change")
         self._forget()
         self.recovered = True
 
-    def _roll_back(self, entries: List[Dict[str, Any]]) -> None:
+    def _roll_back(self, entries: List[Dict[str, Any]], why: str) -> None:
         if not entries:
             return
         try:
@@ -135,8 +144,8 @@ class Transaction:
             self._undo()
         except Exception as problem:
             raise RollbackFailed(
-                "could not put everything back: %s. What was there is kept in %s; "
-                "the next run tries again." % (problem, self._journal_path)
+                "%s. Putting everything back failed too: %s. What was there is kept in %s; "
+                "the next run tries again." % (why, problem, self._journal_path)
             ) from problem
 
     def _forget(self) -> None:
@@ -169,16 +178,18 @@ def _remember(path: str) -> Dict[str, Any]:
 
 
 def _put_back(entry: Dict[str, Any]) -> None:
-    path = entry["path"]
-    if entry["kind"] == "file":
+    path, kind = entry["path"], entry["kind"]
+    if kind not in ("file", "link", "absent"):
+        raise ValueError("%s: unknown kind %r" % (path, kind))
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    if kind == "file":
         paths.write(path, base64.b64decode(entry["content"]), mode=entry["mode"])
         if os.geteuid() == 0:
             os.chown(path, entry["uid"], entry["gid"])
         return
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-    if entry["kind"] == "link":
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    if kind == "link":
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         os.symlink(entry["target"], path)

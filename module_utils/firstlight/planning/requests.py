@@ -31,8 +31,8 @@ DEFAULTS: Dict[str, Any] = {
     "extra_args": [],
 }
 LOOPBACK = ("127.0.0.1",)
-# In a repository id neither part starts with a dot or a slash; in a path the first one does.
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+# In a repository id neither part starts with a dot or a slash; in a path the first one does.
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 

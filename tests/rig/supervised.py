@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of supervised endpoints share: roots, definitions, and an end to every process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+
+import jinja2
+
+from ansible.module_utils.firstlight import processes, services
+from ansible.module_utils.firstlight.planning.service_text import supervisor_command
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+TEMPLATES = ROOT / "roles" / "inference_endpoint" / "templates"
+FAKE_ENGINE = str(ROOT / "tests" / "rig" / "fake_engine.py")
+
+
+def config():
+    """supervisord's configuration, as the role writes it."""
+    return _rendered("supervisord.conf.j2", inference_endpoint_state={"uid": os.geteuid()})
+
+
+def definition(root, name, argv, plan_hash, env=None):
+    """A program's definition, as the role writes it."""
+    plan = {"name": name, "hash": plan_hash, "command": {"argv": argv, "env": env or {}}}
+    return _rendered("program.conf.j2", __inference_endpoint_plan=plan,
+                     __inference_endpoint_root=root)
+
+
+def _rendered(template, **variables):
+    # Ansible's own settings for templates.
+    world = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True,
+                               undefined=jinja2.StrictUndefined)
+    world.filters["supervisor_command"] = supervisor_command
+    return world.from_string((TEMPLATES / template).read_text()).render(**variables)
+
+
+def fake_engine(port, *flags):
+    """The command of an engine that needs no model."""
+    return [sys.executable, FAKE_ENGINE, "--port", str(port)] + list(flags)
+
+
+@contextlib.contextmanager
+def short_root(name="root"):
+    """A ``firstlight_root`` whose socket fits in a socket's address; all in it ends with it."""
+    top = tempfile.mkdtemp(dir="/tmp", prefix="fl-")
+    root = os.path.join(top, name)
+    try:
+        yield root
+    finally:
+        # The daemon first, so that it starts nothing again.
+        kill(services.Supervisor(root).daemon_pid())
+        for engine in processes.engines(root):
+            processes.end(root, engine, grace_s=0)
+        shutil.rmtree(top)
+
+
+def kill(pid):
+    """SIGKILL, for a process that may be gone already."""
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def free_port():
+    """A loopback port that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def until(condition, patience_s=30):
+    """Wait for a condition and give its value; a test that waits for ever fails here."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, "waited %d s in vain" % patience_s
+        time.sleep(0.02)

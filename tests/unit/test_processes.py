@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who holds a port, which processes are ours, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from supervised import free_port, kill, until
+
+from ansible.module_utils.firstlight import processes
+
+LISTENS = """
+import socket, time
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+time.sleep(600)
+"""
+IGNORES = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(600)
+"""
+# A launcher whose worker does not hear of its end.
+HAS_A_WORKER = """
+import subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
+time.sleep(600)
+"""
+# Something that answers SIGTERM with a process that was not there when the signal was sent.
+REPLACES_ITSELF = """
+import signal, subprocess, sys, time
+def replace(*_):
+    subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
+    time.sleep(600)
+signal.signal(signal.SIGTERM, replace)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A root of ours; every process that carries it ends with the test."""
+    path = str(tmp_path)
+    yield path
+    for running in processes.engines(path).values():
+        for one in running:
+            kill(one["pid"])
+
+
+@contextlib.contextmanager
+def engine(root, script, *args, name="chat", plan="abc"):
+    """A process that carries our markers; gives it and the first line that it says."""
+    env = dict(os.environ, FIRSTLIGHT_ROOT=root, FIRSTLIGHT_ENDPOINT=name, FIRSTLIGHT_PLAN=plan)
+    process = subprocess.Popen([sys.executable, "-c", script] + list(args), env=env,
+                               stdout=subprocess.PIPE, text=True)
+    try:
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait(30)
+        process.stdout.close()
+
+
+def pids(root, name="chat"):
+    return [one["pid"] for one in processes.engines(root).get(name, [])]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_holder_of_a_port_is_known(address):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as server:
+        try:
+            server.bind((address, 0))
+        except OSError as problem:
+            pytest.skip("no %s here: %s" % (address, problem))
+        server.listen()
+        port = server.getsockname()[1]
+        found = processes.holders([port])
+    assert found[port]["pid"] == os.getpid()
+    assert "pytest" in found[port]["command"]
+    assert found[port]["user"] == pwd.getpwuid(os.geteuid()).pw_name
+    assert found[port]["endpoint"] is None
+    assert found[port]["root"] is None
+
+
+def test_free_ports_and_ports_that_were_not_asked_about_are_left_out():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert set(processes.holders([free_port(), port])) == {port}
+        assert processes.holders([free_port()]) == {}
+        assert processes.holders([]) == {}
+
+
+def test_a_bound_socket_that_does_not_listen_holds_nothing():
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        assert processes.holders([bound.getsockname()[1]]) == {}
+
+
+def test_a_port_held_by_an_engine_of_ours_says_so(root):
+    with engine(root, LISTENS) as (process, port):
+        assert processes.holders([int(port)])[int(port)] == {
+            "pid": process.pid, "command": ("%s -c %s" % (sys.executable, LISTENS))[:200],
+            "user": pwd.getpwuid(os.geteuid()).pw_name, "endpoint": "chat", "root": root,
+        }
+
+
+@pytest.fixture
+def proc(tmp_path):
+    """A /proc in which port 8000 is held by a user who lets nobody look."""
+    (tmp_path / "net").mkdir()
+    heading = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid"
+    row = "   0: 0100007F:1F40 00000000:0000 %s 00000000:00000000 00:00000000 00000000 %5d 0 4242"
+    for pid in ("1", "77"):
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "cmdline").write_bytes(b"secret\0command\0")
+
+    def held(uid, state="0A"):
+        (tmp_path / "net" / "tcp").write_text("%s\n%s\n" % (heading, row % (state, uid)))
+        return str(tmp_path)
+
+    return held
+
+
+@pytest.mark.parametrize("uid, user", [(0, pwd.getpwuid(0).pw_name), (54321, "uid 54321")])
+def test_of_a_process_that_may_not_be_looked_at_the_user_is_known(proc, uid, user):
+    assert processes.holders([8000], proc(uid)) == {8000: {
+        "pid": None, "command": None, "user": user, "endpoint": None, "root": None}}
+
+
+def test_a_connection_is_no_holder(proc):
+    assert processes.holders([8000], proc(0, state="01")) == {}
+
+
+def test_the_socket_leads_to_its_process(proc, tmp_path):
+    (tmp_path / "77" / "fd").mkdir()
+    (tmp_path / "77" / "fd" / "3").symlink_to("socket:[4242]")
+    (tmp_path / "77" / "environ").write_bytes(
+        b"FIRSTLIGHT_ROOT=/r\0FIRSTLIGHT_ENDPOINT=chat\0FIRSTLIGHT_PLAN=abc\0")
+    assert processes.holders([8000], proc(0))[8000] == {
+        "pid": 77, "command": "secret command", "user": pwd.getpwuid(0).pw_name,
+        "endpoint": "chat", "root": "/r"}
+    assert processes.engines("/r", proc(0)) == {"chat": [{"pid": 77, "plan": "abc"}]}
+
+
+def test_engines_are_known_by_root_and_name(root):
+    with engine(root, IGNORES, plan="first") as (first, _), \
+            engine(root, IGNORES, name="code", plan="second") as (second, _), \
+            engine(root + "-other", IGNORES):
+        assert processes.engines(root) == {
+            "chat": [{"pid": first.pid, "plan": "first"}],
+            "code": [{"pid": second.pid, "plan": "second"}],
+        }
+
+
+def test_end_ends_what_ignores_sigterm_and_its_children_and_nothing_else(root):
+    with engine(root, HAS_A_WORKER, IGNORES) as (launcher, said), \
+            engine(root, IGNORES, name="code") as (other, _):
+        assert said == "ready"
+        was = pids(root)
+        assert launcher.pid in was
+        assert len(was) == 2
+        assert sorted(processes.end(root, "chat", grace_s=0.3)) == sorted(was)
+        assert pids(root) == []
+        assert launcher.wait(30) == -signal.SIGTERM
+        assert other.poll() is None
+
+
+def test_end_ends_what_was_started_in_answer_to_sigterm(root):
+    with engine(root, REPLACES_ITSELF, IGNORES) as (first, _):
+        ended = processes.end(root, "chat", grace_s=1)
+        assert pids(root) == []
+        assert first.pid in ended
+
+
+def test_end_without_anything_to_end(root):
+    assert processes.end(root, "chat") == []
+
+
+def test_a_zombie_is_no_process_of_ours(root):
+    with engine(root, IGNORES) as (process, _):
+        process.kill()
+        # Nobody has waited for it, so it is there for the kernel and nobody else.
+        until(lambda: os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG))
+        assert os.path.exists("/proc/%d" % process.pid)
+        assert pids(root) == []
+        assert processes.end(root, "chat", grace_s=600) == []
+
+
+def test_end_does_not_wait_for_a_zombie_that_it_made(root):
+    with engine(root, IGNORES) as (process, _):
+        assert processes.end(root, "chat", grace_s=0.1) == [process.pid]
+        assert process.wait(30) == -signal.SIGKILL

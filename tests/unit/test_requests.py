@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input is found, all of it at once, and each finding names the variable to change."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible.module_utils.firstlight.planning import requests
+
+SECRET = "hunter2-not-for-logs"
+WHERE = "inference_endpoints[0] (chat)"
+GOOD = {"name": "chat", "model": "canary"}
+
+
+def findings(asked):
+    return requests.normalise(asked)[1]
+
+
+def ids(asked):
+    return [one["id"] for one in findings(asked)]
+
+
+def test_the_least_that_is_asked_for_gets_the_contracts_defaults():
+    [request], wrong = requests.normalise([GOOD])
+    assert wrong == []
+    assert {**requests.DEFAULTS, **GOOD}.items() <= request.items()
+    assert request["where"] == WHERE
+    assert request["model_kind"] == "canary"
+
+
+def test_nothing_asked_for_is_nothing_wrong():
+    assert requests.normalise([]) == ([], [])
+
+
+GOOD_VALUES = {
+    "a port as text": ("port", "8000", 8000),
+    "the lowest port": ("port", 1, 1),
+    "the highest port": ("port", 65535, 65535),
+    "a context as text": ("context", " 4096 ", 4096),
+    "an automatic context": ("context", "auto", "auto"),
+    "one device": ("tensor_parallel", "1", 1),
+    "no GPU": ("gpus", 0, 0),
+    "no GPU as text": ("gpus", "0", 0),
+    "a count of GPUs": ("gpus", "2", 2),
+    "GPUs by UUID": ("gpus", ["GPU-1"], ["GPU-1"]),
+    "numbers among extra arguments": ("extra_args", ["-t", 4, 0.5], ["-t", "4", "0.5"]),
+    "an absolute path": ("model", "/srv/models/m.gguf", "/srv/models/m.gguf"),
+    "a name of one character": ("name", "7", "7"),
+    "the longest name": ("name", "a" * 40, "a" * 40),
+    "an engine of the contract": ("engine", "vllm", "vllm"),
+    "a runtime of the contract": ("runtime", "docker", "docker"),
+}
+
+
+@pytest.mark.parametrize("case", GOOD_VALUES)
+def test_good_values_are_taken_and_put_into_one_shape(case):
+    key, asked, taken = GOOD_VALUES[case]
+    [request], wrong = requests.normalise([{**GOOD, key: asked}])
+    assert wrong == []
+    assert request[key] == taken
+    assert type(request[key]) is type(taken)
+
+
+BAD_VALUES = {
+    "unknown engine": ("engine", "trtllm", "unknown-engine"),
+    "engine of another type": ("engine", ["vllm"], "unknown-engine"),
+    "unknown runtime": ("runtime", "podman", "unknown-runtime"),
+    "runtime left empty": ("runtime", None, "unknown-runtime"),
+    "no name": ("name", None, "missing-name"),
+    "capital in the name": ("name", "Chat", "bad-name"),
+    "line break after the name": ("name", "chat\n", "bad-name"),
+    "name that leads out of its folder": ("name", "../chat", "bad-name"),
+    "name that reads as a flag": ("name", "-chat", "bad-name"),
+    "name too long": ("name", "a" * 41, "bad-name"),
+    "name that is a number": ("name", 7, "bad-name"),
+    "name that is a list": ("name", ["chat"], "bad-name"),
+    "port 0": ("port", 0, "port-out-of-range"),
+    "port below": ("port", -1, "port-out-of-range"),
+    "port above": ("port", 65536, "port-out-of-range"),
+    "port as text above": ("port", "70000", "port-out-of-range"),
+    "port in words": ("port", "http", "port-out-of-range"),
+    "port with a fraction": ("port", 8000.5, "port-out-of-range"),
+    "port that is a truth value": ("port", True, "port-out-of-range"),
+    "port that is a mapping": ("port", {}, "port-out-of-range"),
+    "port left empty": ("port", None, "port-out-of-range"),
+    "bind to all addresses": ("bind", "0.0.0.0", "bind-not-loopback"),
+    "bind by name": ("bind", "localhost", "bind-not-loopback"),
+    "bind to IPv6": ("bind", "::1", "bind-not-loopback"),
+    "bind that is a list": ("bind", ["127.0.0.1"], "bind-not-loopback"),
+    "no model": ("model", None, "missing-model"),
+    "blank model": ("model", " ", "missing-model"),
+    "model that is a number": ("model", 7, "missing-model"),
+    "relative path": ("model", "models/chat.gguf", "model-path-not-absolute"),
+    "path from here": ("model", "./chat.gguf", "model-path-not-absolute"),
+    "path from home": ("model", "~/chat.gguf", "model-path-not-absolute"),
+    "canary in capitals": ("model", "Canary", "model-path-not-absolute"),
+    "repository id": ("model", "Qwen/Qwen2.5-0.5B-Instruct", "model-not-fetched"),
+    "line break in the path": ("model", "/srv/a\nb", "model-path-unprintable"),
+    "escape in the path": ("model", "/srv/\x1b[2J", "model-path-unprintable"),
+    "line break after a repository id": ("model", "a/b\n", "model-path-unprintable"),
+    "context 0": ("context", 0, "bad-context"),
+    "context in words": ("context", "long", "bad-context"),
+    "context that is a truth value": ("context", True, "bad-context"),
+    "context with a fraction": ("context", 1.5, "bad-context"),
+    "tensor_parallel 0": ("tensor_parallel", 0, "bad-tensor-parallel"),
+    "tensor_parallel in words": ("tensor_parallel", "all", "bad-tensor-parallel"),
+    "gpus below 0": ("gpus", -1, "bad-gpus"),
+    "gpus that is a truth value": ("gpus", False, "bad-gpus"),
+    "gpus without one": ("gpus", [], "bad-gpus"),
+    "gpus by index": ("gpus", [0], "bad-gpus"),
+    "gpus in words": ("gpus", "all", "bad-gpus"),
+    "api_key": ("api_key", SECRET, "api-key-unused"),
+    "revision": ("revision", "main", "revision-unused"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALUES)
+def test_a_bad_value_is_one_finding_that_names_its_variable(case):
+    key, asked, id_ = BAD_VALUES[case]
+    [found] = findings([{**GOOD, key: asked}])
+    assert found["id"] == "endpoint-" + id_
+    assert found["severity"] == "error"
+    assert found["subject"].startswith("inference_endpoints[0]")
+    assert found["subject"].endswith("." + key)
+    assert found["subject"] in found["remedy"]
+    assert found["wanted"]
+
+
+NEAREST = {
+    ("engine", "llama.cpp"): "llama_cpp",
+    ("engine", "vLLM"): "vllm",
+    ("runtime", "Dockr"): "docker",
+    ("runtime", "nativ"): "native",
+}
+
+
+@pytest.mark.parametrize(("key", "asked"), NEAREST)
+def test_a_misspelt_choice_gets_the_nearest_one(key, asked):
+    [found] = findings([{**GOOD, key: asked}])
+    assert "did you mean %s?" % NEAREST[key, asked] in found["wanted"]
+
+
+NEAREST_KEYS = {
+    "apikey": "`api_key`", "Port": "`port`", "gpu": "`gpus`", "extra_arg": "`extra_args`",
+    "tensor_parallel_size": "`tensor_parallel`", "host": "remove it", "max_model_len": "remove it",
+    7: "remove it",
+}
+
+
+@pytest.mark.parametrize("key", NEAREST_KEYS)
+def test_an_unknown_key_gets_the_nearest_known_one_and_only_a_near_one(key):
+    [found] = findings([{**GOOD, key: "x"}])
+    assert found["id"] == "endpoint-unknown-key"
+    assert found["subject"] == WHERE
+    assert found["remedy"].startswith("%s.%s: " % (WHERE, key))
+    assert NEAREST_KEYS[key] in found["remedy"]
+
+
+BAD_EXTRA_ARGS = {
+    "text": ("--threads 4", "extra_args", "text"),
+    "nothing": (None, "extra_args", "nothing"),
+    "a mapping": ({"--threads": 4}, "extra_args", "a mapping"),
+    "a list in the list": (["-t", ["4"]], "extra_args[1]", "a list"),
+    "nothing in the list": ([None], "extra_args[0]", "nothing"),
+    "a line break": (["-t", "4\n"], "extra_args[1]", "text with a control character"),
+    "a NUL": (["\0"], "extra_args[0]", "text with a control character"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EXTRA_ARGS)
+def test_bad_extra_arguments_are_named_one_by_one(case):
+    asked, subject, found = BAD_EXTRA_ARGS[case]
+    [one] = findings([{**GOOD, "extra_args": asked}])
+    assert one["id"] == "endpoint-bad-extra-args"
+    assert one["subject"] == "%s.%s" % (WHERE, subject)
+    assert one["found"] == found
+
+
+def test_an_extra_argument_that_yaml_read_as_a_truth_value_must_be_quoted():
+    [one] = findings([{**GOOD, "extra_args": ["--flash-attn", True]}])
+    assert one["subject"] == WHERE + ".extra_args[1]"
+    assert "quote" in one["remedy"]
+
+
+SHAPES = {
+    "nothing": (None, "inference_endpoints", "endpoint-not-a-list"),
+    "text": ("chat", "inference_endpoints", "endpoint-not-a-list"),
+    "one mapping without a list": (GOOD, "inference_endpoints", "endpoint-not-a-list"),
+    "text in the list": (["chat"], "inference_endpoints[0]", "endpoint-not-a-mapping"),
+    "a list in the list": ([[GOOD]], "inference_endpoints[0]", "endpoint-not-a-mapping"),
+    "nothing in the list": ([GOOD, None], "inference_endpoints[1]", "endpoint-not-a-mapping"),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_what_is_no_list_of_mappings_is_a_finding(case):
+    asked, subject, id_ = SHAPES[case]
+    [found] = findings(asked)
+    assert (found["subject"], found["id"]) == (subject, id_)
+
+
+def test_two_endpoints_need_a_name_and_a_port_each():
+    asked = [{**GOOD, "port": 8000}, {**GOOD, "port": "8000"}]
+    name, port = findings(asked)
+    assert (name["id"], port["id"]) == ("endpoint-duplicate-name", "endpoint-duplicate-port")
+    assert name["subject"] == "inference_endpoints[1] (chat).name"
+    assert port["subject"] == "inference_endpoints[1] (chat).port"
+    assert WHERE in name["found"]
+    assert WHERE in port["found"]
+
+
+def test_two_endpoints_that_leave_the_port_out_clash():
+    assert ids([GOOD, {**GOOD, "name": "embed"}]) == ["endpoint-duplicate-port"]
+
+
+def test_everything_wrong_is_found_in_one_call():
+    asked = [
+        {"name": "Chat", "model": "a/b", "engine": "x", "runtime": "y", "port": 0, "bind": "::",
+         "api_key": SECRET, "revision": "main", "context": 0, "tensor_parallel": 0, "gpus": -1,
+         "extra_args": "-t", "prot": 1},
+        "chat",
+        {},
+    ]
+    expected = {
+        "unknown-key", "bad-name", "model-not-fetched", "unknown-engine", "unknown-runtime",
+        "port-out-of-range", "bind-not-loopback", "bad-context", "bad-tensor-parallel", "bad-gpus",
+        "bad-extra-args", "api-key-unused", "revision-unused", "not-a-mapping", "missing-name",
+        "missing-model",
+    }
+    assert {one.replace("endpoint-", "", 1) for one in ids(asked)} == expected
+
+
+LEAKS = {
+    "a key in its place": [{**GOOD, "api_key": SECRET}],
+    "a key of another type": [{**GOOD, "api_key": [SECRET]}],
+    "a key under another name": [{**GOOD, "apikey": SECRET}],
+    "a mapping where a list belongs": {**GOOD, "api_key": SECRET},
+    "text where a list belongs": "name=chat api_key=" + SECRET,
+    "a list where a mapping belongs": [[{"api_key": SECRET}]],
+    "text where a mapping belongs": ["name=chat api_key=" + SECRET],
+    "extra arguments as text": [{**GOOD, "extra_args": "--api-key " + SECRET}],
+    "a line break in an extra argument": [{**GOOD, "extra_args": ["--api-key", SECRET + "\n"]}],
+    "extra arguments as a mapping": [{**GOOD, "extra_args": {"--api-key": SECRET}}],
+}
+
+
+@pytest.mark.parametrize("case", LEAKS)
+def test_a_key_is_in_no_finding(case):
+    found = findings(LEAKS[case])
+    assert found
+    assert SECRET not in repr(found)
+
+
+def test_a_name_with_an_escape_does_not_reach_the_terminal():
+    found = findings([{"name": "\x1b[2J", "model": "canary"}])
+    assert all("\x1b" not in text for one in found for text in map(str, one.values()))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner,
+                                                                max_size=4),
+    max_leaves=8,
+)
+ENTRIES = st.dictionaries(st.sampled_from(sorted(requests.DEFAULTS)) | st.text(max_size=6), JSON)
+
+
+@given(JSON | st.lists(ENTRIES, max_size=3))
+def test_no_input_raises_and_what_passes_is_in_order(asked):
+    taken, wrong = requests.normalise(asked)
+    if wrong:
+        assert all(one["subject"].startswith(requests.VARIABLE) for one in wrong)
+        return
+    assert len(taken) == len(asked)
+    for request in taken:
+        assert requests.NAME.fullmatch(request["name"])
+        assert request["model"] == "canary" or request["model"].startswith("/")
+        assert type(request["port"]) is int
+        assert 1 <= request["port"] <= 65535
+        assert request["bind"] in requests.LOOPBACK
+        assert request["api_key"] is None
+        assert all(one.isprintable() for one in request["extra_args"])
+
+
+PRINTABLE = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=8)
+GOOD_ENTRY = st.fixed_dictionaries(
+    {"name": st.from_regex(requests.NAME, fullmatch=True),
+     "model": st.just("canary") | PRINTABLE.map("/srv/".__add__)},
+    optional={
+        "engine": st.sampled_from(requests.ENGINES),
+        "runtime": st.sampled_from(requests.RUNTIMES),
+        "port": st.integers(1, 65535) | st.integers(1, 65535).map(str),
+        "bind": st.just("127.0.0.1"),
+        "context": st.just("auto") | st.integers(1, 10**7),
+        "tensor_parallel": st.just("auto") | st.integers(1, 16),
+        "gpus": st.just("auto") | st.integers(0, 16) | st.lists(PRINTABLE, min_size=1, max_size=2),
+        "extra_args": st.lists(PRINTABLE | st.integers(), max_size=3),
+    },
+)
+
+
+@given(GOOD_ENTRY)
+def test_good_input_has_no_finding_and_stays_as_it_is(entry):
+    [request], wrong = requests.normalise([entry])
+    assert wrong == []
+    again = {key: request[key] for key in requests.DEFAULTS}
+    assert requests.normalise([again]) == ([request], [])
+
+
+@given(GOOD_ENTRY, st.sampled_from(sorted(BAD_VALUES)))
+def test_one_bad_value_in_good_input_is_found(entry, case):
+    key, asked, id_ = BAD_VALUES[case]
+    assert ids([{**entry, key: asked}]) == ["endpoint-" + id_]

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A service does what its definition file says, under a real supervisord and a scripted systemd.
+
+A real systemd is not to be had where these tests run; the molecule scenarios have one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+from supervised import config, definition, kill, short_root, until
+
+from ansible.module_utils.firstlight import processes
+from ansible.module_utils.firstlight.services import ServiceError, Supervisor, Systemd, manager
+
+STAYS = "import time; print('here', flush=True); time.sleep(600)"
+HAS_A_CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+SAYS_ITS_ENVIRONMENT = "import os, time; print(sorted(os.environ), flush=True); time.sleep(600)"
+
+
+class Rig(Supervisor):
+    """A supervisor with what its tests do to it."""
+
+    def define(self, script=STAYS, *args, name="chat", plan="abc", **env):
+        os.makedirs(os.path.dirname(self.files(name)[0]), exist_ok=True)
+        os.makedirs(os.path.join(self.root, "endpoints", name), exist_ok=True)
+        argv = [sys.executable, "-c", script] + list(args)
+        with open(self.files(name)[0], "w", encoding="utf-8") as file:
+            file.write(definition(self.root, name, argv, plan, env))
+
+    def undefine(self, name="chat"):
+        os.unlink(self.files(name)[0])
+
+    def runs(self, name="chat"):
+        """Follow, and give the pid that then runs."""
+        self.follow(name)
+        until(lambda: self.status(name)["state"] == "running")
+        return self.status(name)["pid"]
+
+    def processes(self, name="chat"):
+        return {one["pid"] for one in processes.engines(self.root).get(name, [])}
+
+
+@pytest.fixture(params=["root"])
+def rig(request, supervisord):
+    with short_root(request.param) as root:
+        rig = Rig(root, supervisord)
+        os.makedirs(rig.folder)
+        with open(rig.config, "w", encoding="utf-8") as file:
+            file.write(config())
+        yield rig
+
+
+def test_without_a_daemon_everything_is_absent(rig):
+    assert rig.daemon_pid() is None
+    assert rig.status("chat") == {
+        "state": "absent", "pid": None, "detail": "supervisord is not running"}
+    rig.follow("chat")
+    assert rig.daemon_pid() is None, "nothing to run is no reason to start a daemon"
+
+
+@pytest.mark.parametrize("rig", ["root", "a root; with 'odd' #words"], indirect=True)
+def test_the_life_of_a_service(rig):
+    """Start, the same again, a change, the end; in a root of any name."""
+    rig.define(plan="first")
+    first = rig.runs()
+    assert rig.processes() == {first}
+    assert processes.engines(rig.root)["chat"][0]["plan"] == "first"
+    daemon = rig.daemon_pid()
+    assert until(lambda: rig.log_tail("chat")) == "here"
+
+    again = rig.runs()
+    assert again != first, "following restarts, also what did not change"
+    assert rig.processes() == {again}
+
+    rig.define(plan="second")
+    second = rig.runs()
+    assert rig.processes() == {second}
+    assert processes.engines(rig.root)["chat"][0]["plan"] == "second"
+
+    rig.undefine()
+    rig.follow("chat")
+    assert rig.status("chat") == {"state": "absent", "pid": None, "detail": ""}
+    assert rig.processes() == set()
+    assert rig.daemon_pid() == daemon, "the daemon stays through all of it"
+
+    removed = rig.close_if_unused()
+    assert removed == ["process %d, supervisord" % daemon, "directory %s" % rig.folder]
+    assert rig.daemon_pid() is None
+    assert not os.path.exists(rig.folder)
+    assert rig.close_if_unused() == []
+
+
+def test_a_daemon_with_a_service_left_is_not_closed(rig):
+    rig.define()
+    pid = rig.runs()
+    assert rig.close_if_unused() == []
+    assert rig.status("chat")["pid"] == pid
+
+
+def test_other_services_are_left_alone(rig):
+    rig.define(name="code")
+    rig.define()
+    other = rig.runs("code")
+    rig.runs()
+    rig.define(plan="changed")
+    rig.define(name="code", plan="changed as well")
+    rig.runs()
+    assert rig.status("code")["pid"] == other, "its change is for its own switch"
+    rig.undefine()
+    rig.follow("chat")
+    assert rig.status("code")["pid"] == other
+    assert rig.runs("code") != other
+    assert processes.engines(rig.root)["code"][0]["plan"] == "changed as well"
+
+
+def test_a_service_that_is_killed_comes_back(rig):
+    rig.define()
+    first = rig.runs()
+    kill(first)
+    until(lambda: rig.status("chat")["pid"] not in (None, first))
+    until(lambda: rig.status("chat")["state"] == "running")
+    assert rig.processes() == {rig.status("chat")["pid"]}
+
+
+def test_the_children_of_a_service_end_with_it(rig):
+    rig.define(HAS_A_CHILD, STAYS)
+    rig.runs()
+    was = until(lambda: len(rig.processes()) == 2 and rig.processes())
+    rig.undefine()
+    rig.follow("chat")
+    assert rig.processes() & was == set()
+
+
+def test_a_service_that_ends_at_once_has_failed_and_is_not_starting_for_ever(rig):
+    rig.define("import sys; print('no such model'); sys.exit(3)")
+    rig.follow("chat")
+    # Between two of supervisord's attempts it is starting; in the end it must not be.
+    until(lambda: rig.status("chat")["state"] == "failed"
+          and "FATAL" in open(os.path.join(rig.folder, "supervisord.log")).read())
+    assert rig.status("chat")["pid"] is None
+    assert "Exited too quickly" in rig.status("chat")["detail"]
+    assert rig.log_tail("chat", lines=1) == "no such model"
+    rig.define()
+    assert rig.runs()
+
+
+def test_a_command_that_is_not_there_has_failed_and_says_so(rig):
+    rig.define()
+    path = rig.files("chat")[0]
+    text = open(path).read().replace(sys.executable, "/nowhere/python")
+    open(path, "w").write(text)
+    rig.follow("chat")
+    until(lambda: rig.status("chat")["state"] == "failed")
+    assert "/nowhere/python" in rig.status("chat")["detail"]
+
+
+def test_a_definition_that_supervisord_refuses_is_an_error_that_says_why(rig):
+    rig.define()
+    rig.runs()
+    with open(rig.files("chat")[0], "a", encoding="utf-8") as file:
+        file.write("\nstopsignal=NONSENSE\n")
+    with pytest.raises(ServiceError, match="supervisord: .*"):
+        rig.follow("chat")
+    rig.define()
+    assert rig.runs(), "the old definition must be able to come back"
+
+
+def test_a_daemon_that_cannot_start_says_why(rig):
+    rig.define()
+    with open(rig.config, "a", encoding="utf-8") as file:
+        file.write("\n[supervisord]\nloglevel=nonsense\n")
+    with pytest.raises(ServiceError, match=r"supervisord.*exit"):
+        rig.follow("chat")
+
+
+def test_a_root_too_long_for_a_socket_is_said_at_once(rig, supervisord, tmp_path):
+    deep = Supervisor(str(tmp_path / ("x" * 100)), supervisord)
+    os.makedirs(os.path.dirname(deep.files("chat")[0]))
+    for path in (deep.config, deep.files("chat")[0]):
+        open(path, "w").write(config() if path == deep.config else "")
+    with pytest.raises(ServiceError, match="too long"):
+        deep.follow("chat")
+
+
+def test_a_killed_daemon_leaves_orphans_which_the_next_start_ends(rig):
+    rig.define()
+    orphan = rig.runs()
+    kill(rig.daemon_pid())
+    until(lambda: rig.daemon_pid() is None)
+    assert rig.status("chat")["state"] == "absent"
+    assert rig.processes() == {orphan}
+    pid = rig.runs()
+    assert pid != orphan
+    assert rig.processes() == {pid}
+
+
+def test_orphans_end_also_when_the_service_is_gone(rig):
+    rig.define()
+    orphan = rig.runs()
+    kill(rig.daemon_pid())
+    until(lambda: rig.daemon_pid() is None)
+    rig.undefine()
+    rig.follow("chat")
+    assert orphan not in rig.processes()
+    assert rig.close_if_unused() == ["directory %s" % rig.folder]
+
+
+def test_the_callers_environment_does_not_reach_the_service(rig, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    rig.define(SAYS_ITS_ENVIRONMENT, PYTHONUNBUFFERED="1")
+    rig.runs()
+    said = until(lambda: rig.log_tail("chat"))
+    for wanted in ("PATH", "PYTHONUNBUFFERED", "FIRSTLIGHT_ROOT"):
+        assert "'%s'" % wanted in said
+    for foreign in ("HF_TOKEN", "http_proxy", "PYTEST_CURRENT_TEST"):
+        assert foreign not in said
+    assert b"HF_TOKEN" not in open("/proc/%d/environ" % rig.daemon_pid(), "rb").read()
+
+
+def test_the_end_of_a_log_is_told(rig):
+    path = os.path.join(rig.root, "endpoints", "chat", "engine.log")
+    assert "No such file" in rig.log_tail("chat")
+    os.makedirs(os.path.dirname(path))
+    with open(path, "wb") as file:
+        file.write(b"first\n" + b"x" * 100000 + b"\n\xff\xfe\nlast\n")
+    assert rig.log_tail("chat", lines=2) == "\ufffd\ufffd\nlast"
+
+
+# systemd -----------------------------------------------------------------------------------
+
+SYSTEMCTL = """#!/bin/sh
+echo "$(basename "$0") $*" >> "%(folder)s/asked"
+cat "%(folder)s/$1.out" 2>/dev/null
+cat "%(folder)s/$1.err" >&2 2>/dev/null
+exit "$(cat "%(folder)s/$1.rc" 2>/dev/null || echo 0)"
+"""
+
+
+class Scripted:
+    """A systemctl and a journalctl that say what they are told to."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for name in ("systemctl", "journalctl"):
+            (folder / name).write_text(SYSTEMCTL % {"folder": folder})
+            (folder / name).chmod(0o755)
+
+    def say(self, verb, out="", err="", rc=0):
+        for kind, text in (("out", out), ("err", err), ("rc", str(rc))):
+            (self.folder / ("%s.%s" % (verb, kind))).write_text(text)
+
+    def asked(self):
+        lines = (self.folder / "asked").read_text().splitlines()
+        return [line for line in lines if " show " not in line]
+
+
+@pytest.fixture
+def systemd(tmp_path, monkeypatch):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", "%s:%s" % (folder, os.environ["PATH"]))
+    monkeypatch.setattr(Systemd, "FOLDER", str(tmp_path / "units"))
+    service = Systemd(str(tmp_path / "root"))
+    service.scripted = Scripted(folder)
+    return service
+
+
+@pytest.mark.parametrize("said, state, pid", [
+    ("loaded active running 4711 success", "running", 4711),
+    ("loaded activating start 4711 success", "starting", 4711),
+    ("loaded activating auto-restart 0 exit-code", "failed", None),
+    ("loaded deactivating stop-sigterm 4711 success", "stopped", 4711),
+    ("loaded failed failed 0 signal", "failed", None),
+    ("loaded inactive dead 0 success", "stopped", None),
+    ("not-found inactive dead 0 success", "absent", None),
+    # The unit file is gone and the process is not.
+    ("not-found active running 4711 success", "running", 4711),
+    ("not-found failed failed 0 exit-code", "failed", None),
+])
+def test_what_systemd_says(systemd, said, state, pid):
+    fields = ("LoadState", "ActiveState", "SubState", "MainPID", "Result")
+    systemd.scripted.say("show", "".join("%s=%s\n" % pair for pair in zip(fields, said.split())))
+    assert systemd.status("chat") == {"state": state, "pid": pid, "detail": said.split()[-1]}
+
+
+def test_a_systemd_that_does_not_answer_is_an_error(systemd):
+    systemd.scripted.say("show", err="Failed to connect to bus: No such file", rc=1)
+    with pytest.raises(ServiceError, match="Failed to connect to bus"):
+        systemd.status("chat")
+
+
+def test_systemd_is_told_to_restart_what_is_there(systemd):
+    unit, link = systemd.files("chat")
+    os.makedirs(os.path.dirname(unit))
+    open(unit, "w").close()
+    systemd.write_link("chat")
+    systemd.write_link("chat")
+    assert os.readlink(link) == unit
+    systemd.follow("chat")
+    assert systemd.scripted.asked() == [
+        "systemctl daemon-reload",
+        "systemctl stop firstlight-chat.service",
+        "systemctl reset-failed firstlight-chat.service",
+        "systemctl start --no-block firstlight-chat.service",
+    ]
+
+
+def test_systemd_is_told_to_stop_what_is_gone(systemd):
+    systemd.follow("chat")
+    assert systemd.scripted.asked() == [
+        "systemctl stop firstlight-chat.service",
+        "systemctl daemon-reload",
+        "systemctl reset-failed firstlight-chat.service",
+    ]
+
+
+def test_a_unit_that_systemd_does_not_know_is_stopped_already(systemd):
+    systemd.scripted.say(
+        "stop", err="Failed to stop firstlight-chat.service: Unit firstlight-chat.service not "
+                    "loaded.", rc=5)
+    systemd.follow("chat")
+    assert "systemctl daemon-reload" in systemd.scripted.asked()
+
+
+@pytest.mark.parametrize("verb", ["daemon-reload", "stop", "start"])
+def test_what_systemd_refuses_is_an_error(systemd, verb):
+    os.makedirs(systemd.FOLDER)
+    open(systemd.files("chat")[0], "w").close()
+    systemd.scripted.say(verb, err="Access denied", rc=4)
+    with pytest.raises(ServiceError, match=r"systemctl %s.* \(exit 4\): Access denied" % verb):
+        systemd.follow("chat")
+
+
+def test_the_journal_gives_the_end_of_the_log(systemd):
+    systemd.scripted.say("--unit", "one\ntwo\n")
+    assert systemd.log_tail("chat", lines=2) == "one\ntwo"
+    assert systemd.scripted.asked() == [
+        "journalctl --unit firstlight-chat.service --lines 2 --output cat"]
+    systemd.scripted.say("--unit", err="No journal files were found.", rc=1)
+    assert "No journal files were found." in systemd.log_tail("chat")
+
+
+def test_a_manager_by_its_name():
+    assert isinstance(manager("systemd", "/r"), Systemd)
+    assert isinstance(manager("supervisor", "/r", "/bin/supervisord"), Supervisor)

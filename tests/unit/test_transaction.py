@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A change happens as a whole or not at all, whatever ends the process that makes it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import stat
+import tempfile
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ansible.module_utils.firstlight.transaction import Busy, RollbackFailed, Transaction
+
+FORK = multiprocessing.get_context("fork")
+
+
+class Failed(Exception):
+    """The scripted failure of a change."""
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return tmp_path / "journal"
+
+
+def change(journal, undo=lambda: None, name="one", wait_s=0.0):
+    return Transaction(str(journal), name, undo, wait_s)
+
+
+@contextlib.contextmanager
+def other_process(task, *args):
+    """``task(ready, *args)`` in a process of its own; entered when it has called ``ready()``."""
+    is_ready = FORK.Event()
+    process = FORK.Process(target=task, args=(is_ready.set,) + args)
+    process.start()
+    try:
+        assert is_ready.wait(30)
+        yield process
+    finally:
+        process.kill()
+        process.join(30)
+
+
+def changes_and_stays(ready, journal, file):
+    with change(journal) as half_done:
+        half_done.snapshot(str(file))
+        file.write_text("new")
+        ready()
+        time.sleep(600)
+
+
+def test_leaving_without_an_exception_keeps_the_change(journal, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+    with change(journal) as kept:
+        kept.snapshot(str(file))
+        file.write_text("new")
+    assert file.read_text() == "new"
+    assert not kept.recovered
+    assert [path.name for path in journal.iterdir()] == ["one.lock"]
+
+
+def test_an_exception_puts_back_files_links_and_absence(journal, tmp_path):
+    file, link, absent = tmp_path / "file", tmp_path / "link", tmp_path / "absent"
+    file.write_bytes(b"old\x00\xff")
+    file.chmod(0o640)
+    link.symlink_to("somewhere else")
+    with pytest.raises(Failed), change(journal) as failing:
+        for path in (file, link, absent):
+            failing.snapshot(str(path))
+        file.write_text("new")
+        file.chmod(0o777)
+        link.unlink()
+        link.write_text("a file now")
+        absent.symlink_to(file)
+        raise Failed
+    assert file.read_bytes() == b"old\x00\xff"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert os.readlink(link) == "somewhere else"
+    assert not os.path.lexists(absent)
+    assert [path.name for path in journal.iterdir()] == ["one.lock"]
+
+
+def test_a_file_is_remembered_as_it_was_the_first_time(journal, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+    with pytest.raises(Failed), change(journal) as failing:
+        failing.snapshot(str(file))
+        file.write_text("new")
+        failing.snapshot(str(file))
+        raise Failed
+    assert file.read_text() == "old"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_the_owner_comes_back(journal, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+    os.chown(file, 12, 34)
+    with pytest.raises(Failed), change(journal) as failing:
+        failing.snapshot(str(file))
+        file.unlink()
+        raise Failed
+    assert (file.stat().st_uid, file.stat().st_gid) == (12, 34)
+
+
+def test_undo_runs_once_and_sees_the_files_that_are_back(journal, tmp_path):
+    file, seen = tmp_path / "file", []
+    file.write_text("old")
+    with pytest.raises(Failed), change(journal, lambda: seen.append(file.read_text())) as failing:
+        failing.snapshot(str(file))
+        file.write_text("new")
+        raise Failed
+    assert seen == ["old"]
+
+
+def test_undo_does_not_run_when_nothing_was_touched(journal):
+    seen = []
+    with pytest.raises(Failed), change(journal, lambda: seen.append("undone")):
+        raise Failed
+    assert seen == []
+
+
+@pytest.mark.parametrize("before", ["file", "link", "absent"])
+def test_a_directory_in_the_place_of_what_was_there_goes(journal, tmp_path, before):
+    path = tmp_path / "path"
+    if before == "file":
+        path.write_text("old")
+    elif before == "link":
+        path.symlink_to("target")
+    with pytest.raises(Failed), change(journal) as failing:
+        failing.snapshot(str(path))
+        path.unlink(missing_ok=True)
+        (path / "below").mkdir(parents=True)
+        raise Failed
+    assert not path.is_dir()
+    assert tree(tmp_path).get("path") == {
+        "file": (b"old", 0o644), "link": "target", "absent": None}[before]
+
+
+@pytest.mark.parametrize("before", ["file", "link", "absent"])
+def test_what_lay_in_a_folder_that_is_gone_comes_back(journal, tmp_path, before):
+    path = tmp_path / "folder" / "path"
+    path.parent.mkdir()
+    if before == "file":
+        path.write_text("old")
+    elif before == "link":
+        path.symlink_to("target")
+    with pytest.raises(Failed), change(journal) as failing:
+        failing.snapshot(str(path))
+        shutil.rmtree(path.parent)
+        raise Failed
+    assert tree(tmp_path).get("folder/path") == {
+        "file": (b"old", 0o644), "link": "target", "absent": None}[before]
+
+
+def test_a_directory_cannot_be_remembered_and_stays(journal, tmp_path):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    (folder / "inside").write_text("kept")
+    file.write_text("old")
+    with pytest.raises(OSError, match="folder is neither a file nor a link"), \
+            change(journal) as failing:
+        failing.snapshot(str(file))
+        file.write_text("new")
+        failing.snapshot(str(folder))
+    assert (folder / "inside").read_text() == "kept"
+    assert file.read_text() == "old"
+
+
+def test_a_killed_change_is_put_back_by_the_next_run(journal, tmp_path):
+    file, seen = tmp_path / "file", []
+    file.write_text("old")
+    with other_process(changes_and_stays, journal, file) as process:
+        process.kill()
+        process.join(30)
+    assert file.read_text() == "new"
+    with change(journal, lambda: seen.append(file.read_text())) as next_run:
+        assert next_run.recovered
+        assert file.read_text() == "old"
+    assert seen == ["old"]
+    with change(journal) as later:
+        assert not later.recovered
+    assert seen == ["old"]
+
+
+def test_the_journal_is_for_its_owner_alone(journal, tmp_path):
+    # It holds what the files hold, and a definition may hold a key.
+    file = tmp_path / "file"
+    file.write_text("secret")
+    with change(journal) as changing:
+        changing.snapshot(str(file))
+        assert stat.S_IMODE((journal / "one.json").stat().st_mode) == 0o600
+
+
+def test_the_lock_admits_one_and_names_it(journal, tmp_path):
+    file = tmp_path / "file"
+    with other_process(changes_and_stays, journal, file) as process:
+        with pytest.raises(Busy, match=r"one\.lock \(pid %d\)" % process.pid):
+            change(journal).__enter__()
+        # Who comes too late must not take the other's half-done change for an old one.
+        assert file.read_text() == "new"
+
+
+def test_a_killed_holder_frees_the_lock(journal, tmp_path):
+    with other_process(changes_and_stays, journal, tmp_path / "file") as process:
+        process.kill()
+        process.join(30)
+        with change(journal):
+            pass
+        with other_process(changes_and_stays, journal, tmp_path / "file") as second, \
+                pytest.raises(Busy, match="pid %d" % second.pid):
+            change(journal).__enter__()
+
+
+def test_who_waits_for_the_lock_gets_it_when_it_is_free(journal):
+    def holds_for_a_moment(ready):
+        with change(journal):
+            ready()
+            time.sleep(0.3)
+
+    with other_process(holds_for_a_moment), change(journal, wait_s=30) as second:
+        assert not second.recovered
+
+
+def test_other_names_do_not_wait_for_each_other(journal, tmp_path):
+    with other_process(changes_and_stays, journal, tmp_path / "file"), \
+            change(journal, name="two") as other:
+        assert not other.recovered
+
+
+def test_a_restore_that_fails_keeps_the_journal_for_the_next_run(journal, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+
+    def cannot():
+        raise OSError("the manager is gone")
+
+    with pytest.raises(RollbackFailed) as caught, change(journal, cannot) as failing:
+        failing.snapshot(str(file))
+        file.write_text("new")
+        raise Failed("the engine died")
+    said = str(caught.value)
+    assert "the manager is gone" in said
+    assert "the engine died" in said, "why the change failed must not be lost"
+    assert str(journal / "one.json") in said
+    assert (journal / "one.json").exists()
+    with change(journal) as next_run:
+        assert next_run.recovered
+    assert file.read_text() == "old"
+
+
+def test_a_recovery_that_fails_frees_the_lock_and_can_be_tried_again(journal, tmp_path):
+    with other_process(changes_and_stays, journal, tmp_path / "file") as process:
+        process.kill()
+        process.join(30)
+
+    def cannot():
+        raise OSError("not yet")
+
+    with pytest.raises(RollbackFailed, match="not yet"):
+        change(journal, cannot).__enter__()
+    with change(journal) as next_run:
+        assert next_run.recovered
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("content", [
+    b"", b'{"entries": [{"path": "/x", "ki', b"\xff\xfe", b"[]", b"null", b'{"entries": 5}',
+    b'{"entries": [{"kind": "absent"}]}', b'{"entries": [{"path": "/x/y", "kind": "odd"}]}',
+    b"{}",
+])
+def test_a_journal_that_is_not_ours_is_named_and_kept(journal, content):
+    journal.mkdir()
+    (journal / "one.json").write_bytes(content)
+    with pytest.raises(RollbackFailed) as caught:
+        change(journal).__enter__()
+    assert str(journal / "one.json") in str(caught.value)
+    assert (journal / "one.json").read_bytes() == content
+    (journal / "one.json").unlink()
+    with change(journal) as after:
+        assert not after.recovered
+
+
+# A few names, so that what the steps do collides; one of them lies in a folder.
+NAMES = ["a", "b", "folder/c"]
+# Where links among them can lead, so that writing through one is covered as well.
+LINKED = ["nowhere", "folder/a", "folder/b", "folder/nowhere"]
+THING = st.one_of(
+    st.none(),
+    st.tuples(st.binary(max_size=5), st.sampled_from([0o600, 0o644, 0o755])),
+    st.sampled_from(["a", "b", "nowhere"]),
+)
+STEP = st.one_of(
+    st.tuples(st.just("put"), st.sampled_from(NAMES), THING),
+    st.tuples(st.just("directory"), st.sampled_from(["a", "b"]), st.none()),
+    st.tuples(st.just("rename"), st.sampled_from(NAMES), st.sampled_from(NAMES)),
+    st.tuples(st.just("write through"), st.sampled_from(NAMES), st.binary(max_size=5)),
+    st.tuples(st.just("remove folder"), st.none(), st.none()),
+)
+
+
+def put(path, thing):
+    if isinstance(thing, str):
+        path.symlink_to(thing)
+    elif thing:
+        path.write_bytes(thing[0])
+        path.chmod(thing[1])
+
+
+def take(folder, step):
+    what, name, argument = step
+    path = folder / (name or "folder")
+    if what == "put":
+        path.unlink(missing_ok=True)
+        put(path, argument)
+    elif what == "directory":
+        path.unlink(missing_ok=True)
+        (path / "below").mkdir(parents=True)
+    elif what == "rename":
+        path.rename(folder / argument)
+    elif what == "write through":
+        path.write_bytes(argument)
+    else:
+        shutil.rmtree(path)
+
+
+def tree(folder):
+    """Everything in a folder but empty folders and journals, as plain data."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        elif path.is_file() and "journal" not in name:
+            found[name] = (path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(before=st.tuples(THING, THING, THING), steps=st.lists(STEP, max_size=6),
+       killed=st.booleans())
+def test_a_failed_change_leaves_the_tree_as_it_was(before, steps, killed):
+    """Whatever the change did to the files it had remembered."""
+    with tempfile.TemporaryDirectory(prefix="fl-") as top:
+        folder = pathlib.Path(top)
+        (folder / "folder").mkdir()
+        for name, thing in zip(NAMES, before):
+            put(folder / name, thing)
+        was = tree(folder)
+        failing = change(folder / "journal")
+        failing.__enter__()
+        for name in NAMES + LINKED:
+            failing.snapshot(str(folder / name))
+        for step in steps:
+            with contextlib.suppress(OSError):
+                take(folder, step)
+        if killed:
+            # What a killed process leaves: the journal, and a lock that the kernel has freed.
+            failing._release()
+            with change(folder / "journal") as next_run:
+                assert next_run.recovered
+        else:
+            failing.__exit__(Failed, Failed("scripted"), None)
+        assert tree(folder) == was
+
+
+def test_the_journal_is_on_disk_before_the_file_changes(journal, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+    with change(journal) as changing:
+        changing.snapshot(str(file))
+        entries = json.loads((journal / "one.json").read_text())["entries"]
+        assert [entry["path"] for entry in entries] == [str(file)]
