@@ -78,7 +78,7 @@ endef
 IN_DEV := PATH="$(CURDIR)/$(DEV)/bin:$$PATH"
 
 .PHONY: test
-test: lint test-unit test-e2e ## Run everything that CI runs
+test: lint test-unit test-e2e molecule ## Run everything that CI runs
 
 .PHONY: lint
 lint: $(DEV)/ready ## Check style and types
@@ -93,6 +93,10 @@ test-unit: $(DEV)/ready ## Run the unit and contract tests
 .PHONY: test-e2e
 test-e2e: $(DEV)/ready ## Run the demo in a clone, twice, and take it down
 	$(IN_DEV) pytest -q tests/e2e
+
+.PHONY: molecule
+molecule: $(DEV)/ready ## Run the molecule scenarios
+	$(IN_DEV) molecule test --all
 
 .PHONY: bench
 bench: $(DEV)/ready ## Time the demo, first and second run, and how much of it is ours

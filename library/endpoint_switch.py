@@ -102,6 +102,7 @@ import json
 import os
 import shutil
 import time
+import urllib.parse
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -140,20 +141,23 @@ class Endpoint:
             "running_plan": managed[0] if managed else None,
             "passport": self.passport(),
             "folder": os.path.isdir(self.folder),
+            "half_done": self.journal().half_done,
         }
 
     def passport(self):
         """The passport, or None when there is none that can be read."""
         content = paths.read(self.passport_path)
         try:
-            passport = None if content is None else json.loads(content)
-        except ValueError:
+            passport = json.loads(content or b"null")
+            whole = {"hash", "url", "start_timeout_s"} <= set(passport["plan"])
+        except (ValueError, TypeError, KeyError):
             return None
-        return passport if isinstance(passport, dict) else None
+        return passport if whole else None
 
-    def journal(self, undo):
+    def journal(self):
         """The transaction that every change of this endpoint is part of."""
-        return Transaction(os.path.join(self.root, "journal"), "endpoint-" + self.name, undo)
+        return Transaction(
+            os.path.join(self.root, "journal"), "endpoint-" + self.name, self.put_back)
 
     def put_back(self):
         """Make the service follow the files that were put back, and wait until it serves.
@@ -173,12 +177,14 @@ class Endpoint:
         :raises NotServing: when the engine died or the plan's time is over; with the log's end.
         """
         started = time.monotonic()
+        port = urllib.parse.urlsplit(wanted["url"]).port
         while True:
             answer = get(wanted["url"] + "/health", timeout_s=5)
             status = self.service.status(self.name)
             elapsed = time.monotonic() - started
             # The service must be the one that answers: another process may hold the port.
-            if answer.status == 200 and status["state"] in ("running", "starting"):
+            if answer.status == 200 and status["state"] in ("running", "starting") \
+                    and processes.listens(self.root, self.name, port):
                 return round(elapsed, 3)
             if status["state"] == "failed":
                 raise NotServing("The engine of %s died (%s)." % (self.name, status["detail"])
@@ -196,15 +202,17 @@ class Endpoint:
 
 def plan(params, found):
     """Why the endpoint has to be switched; empty when it is as wanted."""
+    reasons = ["an earlier switch of it was ended in the middle"] if found["half_done"] else []
     if params["state"] == "absent":
-        there = found["definition"] is not None or found["pids"] or found["folder"]
-        return ["it is there and should not be"] if there else []
-    wanted, reasons = params["plan"]["hash"], []
-    kept = ((found["passport"] or {}).get("plan") or {}).get("hash")
-    if kept is None:
+        if found["definition"] is not None or found["pids"] or found["folder"]:
+            reasons.append("it is there and should not be")
+        return reasons
+    wanted = params["plan"]["hash"]
+    if found["passport"] is None:
         reasons.append("it has no passport yet")
-    elif kept != wanted:
-        reasons.append("its plan changed from %s to %s" % (kept[:12], wanted[:12]))
+    elif found["passport"]["plan"]["hash"] != wanted:
+        reasons.append("its plan changed from %s to %s" % (
+            found["passport"]["plan"]["hash"][:12], wanted[:12]))
     if found["definition"] != params["definition"]:
         reasons.append("its service definition is not the plan's")
     elif found["running_plan"] != wanted:
@@ -212,10 +220,14 @@ def plan(params, found):
     return reasons
 
 
-def apply(endpoint, params, found):
+def apply(endpoint, params):
     """Switch: change, start, prove; the transaction puts everything back when one fails."""
     wanted, phases = params["plan"], {}
-    with endpoint.journal(endpoint.put_back) as change:
+    with endpoint.journal() as change:
+        # Only now is it sure that nothing is half done, by an earlier run or by one beside us.
+        found = endpoint.observe()
+        if not plan(params, found):
+            return {"changed": change.recovered, "recovered": change.recovered}
         for path in endpoint.service.files(endpoint.name) + [endpoint.passport_path]:
             change.snapshot(path)
         if params["supervisor_config"]:
@@ -234,11 +246,10 @@ def apply(endpoint, params, found):
             raise NotServing("The new endpoint %s is not right:\n%s" % (
                 endpoint.name, text(verdict["findings"])))
         phases["proof_s"] = round(sum(one["seconds"] for one in verdict["checks"]), 3)
-        passport = _passport(endpoint, params, verdict, phases)
         _keep_old_passport(endpoint, found["passport"])
-        _write_json(endpoint.passport_path, passport)
+        _write_json(endpoint.passport_path, _passport(endpoint, params, verdict, phases))
     _write_json(os.path.join(endpoint.folder, "last_check.json"), dict(verdict, at=_now()))
-    return {"passport": passport, "verdict": verdict, "recovered": change.recovered}
+    return {"verdict": verdict, "recovered": change.recovered}
 
 
 def _write_supervisor_config(endpoint, config):
@@ -269,7 +280,7 @@ def _passport(endpoint, params, verdict, phases):
 
 def _keep_old_passport(endpoint, old):
     """The passport of what served until now, under the hash of its plan."""
-    if old and (old.get("plan") or {}).get("hash"):
+    if old:
         name = os.path.basename(str(old["plan"]["hash"]))[:12]
         _write_json(os.path.join(endpoint.folder, "passports", name + ".json"), old)
 
@@ -284,10 +295,11 @@ def _resident_bytes(pid):
         return None
 
 
-def remove(endpoint, found):
+def remove(endpoint):
     """Stop the endpoint and remove what it alone used; says what was removed."""
     removed = []
-    with endpoint.journal(endpoint.put_back) as change:
+    with endpoint.journal() as change:
+        found = endpoint.observe()
         files = [path for path in endpoint.service.files(endpoint.name) if os.path.lexists(path)]
         for path in files:
             change.snapshot(path)
@@ -299,7 +311,8 @@ def remove(endpoint, found):
     if os.path.isdir(endpoint.folder):
         shutil.rmtree(endpoint.folder)
         removed.append("directory %s" % endpoint.folder)
-    return removed + endpoint.service.close_if_unused()
+    removed.extend(endpoint.service.close_if_unused())
+    return {"removed": removed, "recovered": change.recovered}
 
 
 def _write_json(path, content):
@@ -357,11 +370,11 @@ def _run(module, endpoint, params):
         }
     if reasons and not module.check_mode:
         if params["state"] == "absent":
-            result["removed"] = remove(endpoint, found)
+            result.update(remove(endpoint))
         else:
-            result.update(apply(endpoint, params, found))
-    if "passport" not in result and found["passport"] and params["state"] == "present":
-        result["passport"] = found["passport"]
+            result.update(apply(endpoint, params))
+    if params["state"] == "present" and endpoint.passport():
+        result["passport"] = endpoint.passport()
     return result
 
 

@@ -15,6 +15,7 @@ import time
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 LISTEN = "0A"
+TABLES = ("net/tcp", "net/tcp6")
 
 
 def holders(ports: Iterable[int], proc: str = "/proc") -> Dict[int, Dict[str, Any]]:
@@ -26,7 +27,7 @@ def holders(ports: Iterable[int], proc: str = "/proc") -> Dict[int, Dict[str, An
     """
     wanted = set(ports)
     sockets: Dict[str, Tuple[int, int]] = {}
-    for table in ("net/tcp", "net/tcp6"):
+    for table in TABLES:
         for port, inode, uid in _listening(os.path.join(proc, table)):
             if port in wanted:
                 sockets[inode] = (port, uid)
@@ -58,6 +59,18 @@ def engines(root: str, proc: str = "/proc") -> Dict[str, List[Dict[str, Any]]]:
                 {"pid": pid, "plan": ours.get("FIRSTLIGHT_PLAN", "")}
             )
     return found
+
+
+def listens(root: str, name: str, port: int, proc: str = "/proc") -> bool:
+    """Whether a process of this endpoint listens on this port, on whatever address."""
+    inodes = {
+        inode
+        for table in TABLES
+        for at, inode, _ in _listening(os.path.join(proc, table))
+        if at == port
+    }
+    ours = engines(root, proc).get(name, [])
+    return any(inodes & _socket_inodes(proc, one["pid"]) for one in ours)
 
 
 def end(root: str, name: str, grace_s: float = 10.0) -> List[int]:

@@ -63,6 +63,11 @@ class Transaction:
         self.recovered = False
         """Whether an earlier change was found half done and put back on entering."""
 
+    @property
+    def half_done(self) -> bool:
+        """Whether a change of this name is under way, or was ended in the middle."""
+        return os.path.exists(self._journal_path)
+
     def __enter__(self) -> Transaction:
         self._acquire()
         try:

@@ -142,6 +142,16 @@ def test_the_second_run_changes_nothing_and_checks_again(demo):
     assert json.loads(demo.file("last_check.json").read_text())["passed"] is True
 
 
+def test_check_mode_after_the_run_reports_no_change(demo):
+    env = dict(os.environ, ANSIBLE_CONFIG=str(demo.clone / "ansible.cfg"),
+               FIRSTLIGHT_ROOT=str(demo.root), FIRSTLIGHT_PORT=str(demo.port))
+    done = subprocess.run(
+        [".venv/bin/ansible-playbook", "site.yml", "--check", "--diff"], cwd=demo.clone, env=env,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
+    assert recap(done.stdout)["changed"] == 0
+
+
 def test_a_killed_engine_comes_back_by_itself(demo):
     (old,) = demo.pids()
     os.kill(old, signal.SIGKILL)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endpoint answers, its passport is true, and its port is closed to other hosts."""
+
+import json
+
+import pytest
+
+ROOT = "/tmp/fl-molecule"
+
+
+@pytest.fixture
+def passport(host):
+    return json.loads(host.file(ROOT + "/endpoints/demo/passport.json").content_string)
+
+
+def test_it_answers_as_the_passport_says(host, passport):
+    plan = passport["plan"]
+    body = {"model": plan["model"]["served_name"], "prompt": plan["oracle"]["prompt"],
+            "max_tokens": plan["oracle"]["max_tokens"], "temperature": 0}
+    answer = host.check_output(
+        "curl -s --max-time 30 %s/v1/completions -H 'Content-Type: application/json' -d %s",
+        plan["url"], json.dumps(body))
+    log = host.file(ROOT + "/endpoints/demo/engine.log")
+    assert json.loads(answer)["choices"][0]["text"] == plan["oracle"]["completion"], (
+        log.content_string[-4000:] if log.exists else "no log")
+
+
+def test_it_listens_on_loopback_only(host, passport):
+    port = passport["plan"]["port"]
+    assert host.socket("tcp://127.0.0.1:%d" % port).is_listening
+    assert not host.socket("tcp://0.0.0.0:%d" % port).is_listening
+
+
+def test_one_engine_runs_from_the_environment_of_the_plan(host, passport):
+    found = host.check_output("pgrep -af %s", passport["plan"]["venv"]).splitlines()
+    engines = [line for line in found if "llama_server.py" in line]
+    assert len(engines) == 1, found
+
+
+def test_a_later_check_was_written(host):
+    assert json.loads(host.file(ROOT + "/endpoints/demo/last_check.json").content_string)["passed"]

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests held against a host: what of it stops them is said before anything is touched."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible.module_utils.firstlight.findings import finding
+from ansible.module_utils.firstlight.planning import judge, requests
+
+ROOT = "/var/lib/firstlight"
+PATH = "/srv/models/m.gguf"
+
+
+def state(**changes):
+    return {"root": ROOT, "manager": "systemd", "uid": 0, "ports": {},
+            "python": {"version": "3.11.2", "venv": True}, **changes}
+
+
+def judged(state, models=(), **request):
+    taken, wrong = requests.normalise([{"name": "chat", "model": "canary", **request}])
+    assert wrong == []
+    return judge.against_host(taken, state, {"findings": list(models)})
+
+
+def holder(**changes):
+    return {"8000": {"pid": 812, "command": "nginx -g daemon off;", "user": "www-data",
+                     "endpoint": None, "root": None, **changes}}
+
+
+def test_a_fit_host_has_no_finding():
+    assert judged(state()) == []
+
+
+def test_a_port_held_by_another_names_pid_user_and_command():
+    [found] = judged(state(ports=holder()))
+    assert found["id"] == "port-held"
+    assert found["subject"] == "inference_endpoints[0] (chat).port"
+    assert "pid 812 of www-data: nginx -g daemon off;" in found["found"]
+    assert found["subject"] in found["remedy"]
+
+
+def test_a_port_held_on_another_number_is_no_matter():
+    assert judged(state(ports=holder()), port=8001) == []
+
+
+def test_a_port_held_by_our_endpoint_of_that_name_is_ours():
+    assert judged(state(ports=holder(endpoint="chat", root=ROOT))) == []
+
+
+@pytest.mark.parametrize(("endpoint", "root"), [("embed", ROOT), ("chat", "/home/ann/firstlight")])
+def test_a_port_held_by_another_endpoint_or_root_names_it(endpoint, root):
+    [found] = judged(state(ports=holder(endpoint=endpoint, root=root)))
+    assert "(Firstlight endpoint %s under %s)" % (endpoint, root) in found["found"]
+
+
+def test_a_holder_that_this_user_cannot_see_is_said_to_be_that():
+    [found] = judged(state(uid=1000, ports=holder(pid=None, command=None)))
+    assert "a process of www-data" in found["found"]
+    assert "not visible to uid 1000" in found["found"]
+    assert "None" not in found["found"]
+
+
+def test_a_finding_about_the_model_names_the_variable_and_the_path():
+    missing = finding("model-missing", PATH, "no such file", "a model", "set `model`")
+    other = finding("model-missing", "/other", "no such file", "a model", "set `model`")
+    [found] = judged(state(), [missing, other], model=PATH)
+    assert found["id"] == "model-missing"
+    assert found["subject"] == "inference_endpoints[0] (chat).model"
+    assert found["found"] == PATH + ": no such file"
+
+
+def test_the_canary_needs_no_file():
+    missing = finding("model-missing", "canary", "no such file", "a model", "set `model`")
+    assert judged(state(), [missing]) == []
+
+
+LONGEST = judge.SOCKET_PATH_LIMIT - len("/supervisor/supervisor.sock.4194304")
+ROOTS = {
+    "the longest for a socket": ("/" + "r" * (LONGEST - 1), "supervisor", []),
+    "one byte too long": ("/" + "r" * LONGEST, "supervisor", ["root-too-long"]),
+    "bytes count, not characters": ("/" + "é" * (LONGEST // 2 + 1), "supervisor",
+                                    ["root-too-long"]),
+    "systemd has no socket of ours": ("/" + "r" * 200, "systemd", []),
+    "a space and marks": ("/srv/my data/_a.b@c+d-e", "supervisor", []),
+    "a relative path": ("firstlight", "systemd", ["root-unusable"]),
+    "a specifier of units": ("/srv/%h", "systemd", ["root-unusable"]),
+    "a quote": ('/srv/"a"', "systemd", ["root-unusable"]),
+    "a comment of INI files": ("/srv/a;b", "supervisor", ["root-unusable"]),
+    "a variable": ("/srv/$HOME", "systemd", ["root-unusable"]),
+    "a line break": ("/srv/a\nb", "systemd", ["root-unusable"]),
+    "a line break at the end": ("/srv/a\n", "systemd", ["root-unusable"]),
+}
+
+
+@pytest.mark.parametrize("case", ROOTS)
+def test_the_root_must_fit_what_names_it(case):
+    root, manager, ids = ROOTS[case]
+    found = judged(state(root=root, manager=manager))
+    assert [one["id"] for one in found] == ids
+    assert all("firstlight_root" in one["remedy"] for one in found)
+
+
+def test_a_python_without_venv_needs_root_once_and_is_no_matter_to_root():
+    python = {"version": "3.11.2", "venv": False}
+    [found] = judged(state(uid=1000, python=python))
+    assert found["id"] == "python-without-venv"
+    assert found["needs_root"]
+    assert "python3-venv" in found["remedy"]
+    assert judged(state(uid=0, python=python)) == []
+
+
+def test_everything_is_found_in_one_call():
+    host = state(root="bad;root" + "r" * 200, manager="supervisor", uid=1000, ports=holder(),
+                 python={"version": "3.9.2", "venv": False})
+    missing = finding("model-missing", PATH, "no such file", "a model", "set `model`")
+    assert {one["id"] for one in judged(host, [missing], model=PATH)} == {
+        "port-held", "model-missing", "root-unusable", "root-too-long", "python-without-venv"}
