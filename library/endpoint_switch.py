@@ -190,9 +190,10 @@ class Endpoint:
                 raise NotServing("The engine of %s died (%s)." % (self.name, status["detail"])
                                  + self._log())
             if elapsed > wanted["start_timeout_s"]:
+                said = answer.brief() if answer.status != 200 else "another process answers"
                 raise NotServing(
                     "The engine of %s was not ready within %d s: %s on %s/health."
-                    % (self.name, wanted["start_timeout_s"], answer.brief(), wanted["url"])
+                    % (self.name, wanted["start_timeout_s"], said, wanted["url"])
                     + self._log())
             time.sleep(0.1)
 

@@ -10,7 +10,8 @@ module: python_environment
 short_description: Bring a virtual environment to what a hashed lock says
 description:
   - Creates a virtual environment with the Python that runs this module, installs a lock into it
-    with C(pip --require-hashes) from wheels only, and places scripts beside its programs.
+    with C(pip --require-hashes) from wheels only, removes what the lock does not name, and places
+    scripts beside its programs.
   - An environment that is as wanted is recognised by one small file, which is written last, so
     one that was interrupted is finished by the next run.
 options:
@@ -60,8 +61,10 @@ elapsed_s:
   type: float
 """
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -73,6 +76,8 @@ from ansible.module_utils.firstlight.runner import run
 
 MARKER = "firstlight.json"
 PIP_SECONDS = 1800
+# What a new environment comes with.
+SEEDS = {"pip", "setuptools", "wheel"}
 
 
 def observe(path):
@@ -81,19 +86,22 @@ def observe(path):
     if content is None or not os.path.exists(os.path.join(path, "bin", "python")):
         return None
     try:
-        return json.loads(content)
+        found = json.loads(content)
     except ValueError:
         return None
+    return found if isinstance(found, dict) and set(found) == {"lock", "scripts"} else None
 
 
 def plan(wanted, found, exists):
     """The steps that lead from what was found to what is wanted."""
     if wanted is None:
         return ["remove"] if exists else []
-    return [] if wanted == found else ["create", "install", "place", "mark"]
+    if found is None or found["lock"] != wanted["lock"]:
+        return ["create", "install", "place", "mark"]
+    return [] if wanted == found else ["place", "mark"]
 
 
-def apply(module, steps, path, wanted):
+def apply(module, steps, path, wanted, found):
     """Take the steps; the marker comes last."""
     if "remove" in steps:
         shutil.rmtree(path)
@@ -101,26 +109,58 @@ def apply(module, steps, path, wanted):
     marker = os.path.join(path, MARKER)
     if os.path.exists(marker):
         os.unlink(marker)
-    _must(module, [sys.executable, "-m", "venv", path],
-          "A virtual environment cannot be made with %s. On Debian and Ubuntu install "
-          "python3-venv; check that %s can be written." % (sys.executable, path))
-    lock = os.path.join(path, "requirements.txt")
-    paths.write(lock, wanted["lock"].encode())
-    # Nothing the caller's shell happens to set may change where packages are put.
-    _must(module, [os.path.join(path, "bin", "python"), "-m", "pip", "install", "--quiet",
-                   "--disable-pip-version-check", "--no-input", "--require-hashes",
-                   "--only-binary", ":all:", "--requirement", lock],
-          "pip could not install %s. Check the way to the package index (PIP_INDEX_URL, proxy) "
-          "and the free space." % lock, env={"PIP_USER": "0", "PYTHONNOUSERSITE": "1"})
+    if "create" in steps:
+        _must(module, [sys.executable, "-I", "-m", "venv", path],
+              "A virtual environment cannot be made with %s. On Debian and Ubuntu install "
+              "python3-venv; check that %s can be written." % (sys.executable, path))
+    if "install" in steps:
+        _install(module, path, wanted["lock"])
+    for name in set(found["scripts"] if found else ()) - set(wanted["scripts"]):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, "bin", name))
     for name, text in wanted["scripts"].items():
         paths.write(os.path.join(path, "bin", name), text.encode(), mode=0o755)
     paths.write(marker, json.dumps(wanted).encode())
+
+
+def _install(module, path, lock):
+    """What the lock names, and nothing else but pip's own.
+
+    A lock that cannot be installed leaves what was there, which something may be running from.
+    """
+    file = os.path.join(path, "requirements.txt")
+    paths.write(file, lock.encode())
+    _pip(module, path, ["install", "--quiet", "--no-input", "--require-hashes",
+                        "--only-binary", ":all:", "--requirement", file],
+         "pip could not install %s. Check the way to the package index (PIP_INDEX_URL, proxy) "
+         "and the free space." % file)
+    listed = _pip(module, path, ["list", "--format=json"], "pip cannot list %s." % path)
+    there = {_normal(one["name"]) for one in json.loads(listed)}
+    named = {_normal(name) for name in re.findall(r"^\w[\w.-]*", lock, re.MULTILINE)}
+    strangers = sorted(there - named - SEEDS)
+    if strangers:
+        _pip(module, path, ["uninstall", "--quiet", "--yes"] + strangers,
+             "pip cannot remove what the lock does not name.")
+
+
+def _normal(name):
+    """A package's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _pip(module, path, argv, advice):
+    # Nothing the caller's shell happens to set may change where packages are put or looked for;
+    # to pip, a variable that is empty is not set.
+    env = {"PIP_USER": "0", "PIP_TARGET": "", "PIP_PREFIX": "", "PIP_ROOT": ""}
+    return _must(module, [os.path.join(path, "bin", "python"), "-I", "-m", "pip",
+                          "--disable-pip-version-check"] + argv, advice, env)
 
 
 def _must(module, argv, advice, env=None):
     ran = run(argv, timeout_s=PIP_SECONDS, env=env)
     if not ran.ok:
         module.fail_json(msg="%s\n%s" % (advice, ran.complaint()))
+    return ran.stdout
 
 
 def main():
@@ -144,9 +184,10 @@ def main():
         found = observe(path)
         steps = plan(wanted, found, os.path.lexists(path))
         if steps and not module.check_mode:
-            apply(module, steps, path, wanted)
+            apply(module, steps, path, wanted, found)
     except OSError as problem:
-        module.fail_json(msg="%s: %s" % (problem.filename or path, problem.strerror))
+        module.fail_json(msg="%s: %s" % (
+            problem.filename or path, problem.strerror or problem))
     result = {
         "changed": bool(steps),
         "path": path,

@@ -112,7 +112,11 @@ def main():
     ))
     if params["record"] and not module.check_mode:
         kept = dict(verdict, at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-        paths.write(params["record"], json.dumps(kept, indent=2, sort_keys=True).encode())
+        try:
+            paths.write(params["record"], json.dumps(kept, indent=2, sort_keys=True).encode())
+        except OSError as problem:
+            module.fail_json(msg="The verdict cannot be kept in %s: %s" % (
+                params["record"], problem.strerror), **verdict)
     module.exit_json(changed=False, **verdict)
 
 

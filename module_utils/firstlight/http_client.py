@@ -11,7 +11,7 @@ import http.client
 import json
 import time
 import urllib.parse
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, NamedTuple, Optional, Tuple
 
 MAX_BODY = 16 * 2**20
 
@@ -28,7 +28,7 @@ class Answer(NamedTuple):
         """The body as JSON, or ``None`` when it is not."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     def brief(self) -> str:
@@ -62,21 +62,15 @@ def post_stream(
         raise ConnectionError(_reason(problem)) from problem
     try:
         if response.status != 200:
-            body = response.read(MAX_BODY)
+            body = b"".join(_pieces(response, started, timeout_s))
             raise ConnectionError(Answer(response.status, body, "", 0.0).brief())
-        taken = 0
-        while True:
-            line = response.readline(MAX_BODY)
-            taken += len(line)
-            elapsed = time.monotonic() - started
-            if not line or line.strip() == b"data: [DONE]":
+        for line in _lines(_pieces(response, started, timeout_s)):
+            if line == b"data: [DONE]":
                 return
-            if elapsed > timeout_s or taken > MAX_BODY:
-                raise ConnectionError("the stream goes on past %g s or %d bytes"
-                                      % (timeout_s, MAX_BODY))
             if line.startswith(b"data:"):
-                yield elapsed, json.loads(line[5:])
-    except (OSError, http.client.HTTPException, ValueError) as problem:
+                yield time.monotonic() - started, json.loads(line[5:])
+        raise ConnectionError("the stream broke off before its end")
+    except (OSError, http.client.HTTPException, ValueError, RecursionError) as problem:
         raise ConnectionError(_reason(problem)) from problem
     finally:
         connection.close()
@@ -89,10 +83,7 @@ def _whole(method: str, url: str, payload: Optional[Dict[str, Any]], timeout_s: 
     except (OSError, ValueError, http.client.HTTPException) as problem:
         return Answer(0, b"", _reason(problem), time.monotonic() - started)
     try:
-        body = response.read(MAX_BODY + 1)
-        if len(body) > MAX_BODY:
-            return Answer(0, b"", "an answer of over %d bytes" % MAX_BODY,
-                          time.monotonic() - started)
+        body = b"".join(_pieces(response, started, timeout_s))
         return Answer(response.status, body, "", time.monotonic() - started)
     except (OSError, http.client.HTTPException) as problem:
         return Answer(0, b"", _reason(problem), time.monotonic() - started)
@@ -117,6 +108,38 @@ def _open(
     except BaseException:
         connection.close()
         raise
+
+
+def _pieces(
+    response: http.client.HTTPResponse, started: float, timeout_s: float
+) -> Iterator[bytes]:
+    """The body as it comes.
+
+    The connection's own limit is for one read; a server that sends a byte now and then never
+    meets it, so the whole is bounded here.
+
+    :raises ConnectionError: when it is too long, or takes too long.
+    """
+    taken = 0
+    while True:
+        piece = response.read1(65536)
+        if not piece:
+            return
+        taken += len(piece)
+        if taken > MAX_BODY:
+            raise ConnectionError("an answer of over %d bytes" % MAX_BODY)
+        if time.monotonic() - started > timeout_s:
+            raise ConnectionError("an answer that goes on past %g s" % timeout_s)
+        yield piece
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines without their ends, each as soon as it is whole."""
+    begun = b""
+    for piece in pieces:
+        *whole, begun = (begun + piece).split(b"\n")
+        yield from (line.rstrip() for line in whole)
+    yield begun.rstrip()
 
 
 def _reason(problem: BaseException) -> str:

@@ -72,9 +72,6 @@ def _gguf(path: str) -> Model:
 
     file_type = fields.get("general.file_type")
     heads, hidden = field("attention.head_count"), field("embedding_length")
-    head_dim = field("attention.key_length")
-    if head_dim is None and heads and hidden:
-        head_dim = hidden // heads
     return {
         "path": path,
         "format": "gguf",
@@ -91,9 +88,10 @@ def _gguf(path: str) -> Model:
             "hidden": hidden,
             "heads": heads,
             "kv_heads": field("attention.head_count_kv") or heads,
-            "head_dim": head_dim,
+            "head_dim": field("attention.key_length") or _head_dim(hidden, heads),
             "context": field("context_length"),
-            "vocabulary": field("vocab_size") or header.lengths.get("tokenizer.ggml.tokens"),
+            "vocabulary": field("vocab_size")
+            or _count(header.lengths.get("tokenizer.ggml.tokens")),
         },
     }
 
@@ -121,6 +119,11 @@ def _gguf_shards(path: str, fields: Dict[str, Any]) -> List[str]:
 def _count(value: Any) -> Optional[int]:
     """A whole number from 1 as it is; ``None`` for anything else, which is no count or size."""
     return value if type(value) is int and value > 0 else None
+
+
+def _head_dim(hidden: Optional[int], heads: Optional[int]) -> Optional[int]:
+    """The size of a head in a model that does not say it."""
+    return _count(hidden // heads) if hidden and heads else None
 
 
 class _GgufHeader:
@@ -230,9 +233,6 @@ def _safetensors_directory(path: str) -> Model:
         return _count(config.get(name))
 
     heads, hidden = field("num_attention_heads"), field("hidden_size")
-    head_dim = field("head_dim")
-    if head_dim is None and heads and hidden:
-        head_dim = hidden // heads
     asked = config.get("quantization_config")
     quantisation = asked.get("quant_method") if isinstance(asked, dict) else None
     return {
@@ -250,7 +250,7 @@ def _safetensors_directory(path: str) -> Model:
             "hidden": hidden,
             "heads": heads,
             "kv_heads": field("num_key_value_heads") or heads,
-            "head_dim": head_dim,
+            "head_dim": field("head_dim") or _head_dim(hidden, heads),
             "context": field("max_position_embeddings"),
             "vocabulary": field("vocab_size"),
         },

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 
+ROUTES = {"health", "models", "completions", "chat", "stream"}
 MODEL = "fake"
 PROMPT = "known prompt"
 MESSAGES = [{"role": "user", "content": "known question"}]
@@ -85,6 +86,7 @@ class Engine(http.server.ThreadingHTTPServer):
 
     def __init__(self, port=0, faults=None, model=MODEL):
         self.faults, self.model, self.asked = faults or {}, model, []
+        assert set(self.faults) <= ROUTES, "a fault that nobody would meet"
         self.closing = threading.Event()
         super().__init__(("127.0.0.1", port), Handler)
 

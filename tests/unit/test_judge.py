@@ -70,6 +70,12 @@ def test_a_finding_about_the_model_names_the_variable_and_the_path():
     assert found["found"] == PATH + ": no such file"
 
 
+def test_a_finding_that_names_the_path_itself_does_not_name_it_twice():
+    damaged = finding("model-damaged", PATH, PATH + ": truncated", "a model", "fetch it again")
+    [found] = judged(state(), [damaged], model=PATH)
+    assert found["found"] == PATH + ": truncated"
+
+
 def test_the_canary_needs_no_file():
     missing = finding("model-missing", "canary", "no such file", "a model", "set `model`")
     assert judged(state(), [missing]) == []

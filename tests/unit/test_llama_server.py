@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -172,7 +173,7 @@ def launched(python, log, *flags):
 
 
 def wait_until_served(process, log):
-    """The server's log once it serves; the test's own time limit bounds it."""
+    """Bounded by the time limit that every test has."""
     while READY not in log.read_text(errors="replace"):
         assert process.poll() is None, log.read_text(errors="replace")
         time.sleep(0.05)

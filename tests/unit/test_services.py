@@ -7,6 +7,7 @@ A real systemd is not to be had where these tests run; the molecule scenarios ha
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
 
 import pytest
@@ -142,7 +143,7 @@ def test_a_service_that_ends_at_once_has_failed_and_is_not_starting_for_ever(rig
     rig.follow("chat")
     # Between two of supervisord's attempts it is starting; in the end it must not be.
     until(lambda: rig.status("chat")["state"] == "failed"
-          and "FATAL" in open(os.path.join(rig.folder, "supervisord.log")).read())
+          and "FATAL" in pathlib.Path(rig.folder, "supervisord.log").read_text())
     assert rig.status("chat")["pid"] is None
     assert "Exited too quickly" in rig.status("chat")["detail"]
     assert rig.log_tail("chat", lines=1) == "no such model"
@@ -152,9 +153,8 @@ def test_a_service_that_ends_at_once_has_failed_and_is_not_starting_for_ever(rig
 
 def test_a_command_that_is_not_there_has_failed_and_says_so(rig):
     rig.define()
-    path = rig.files("chat")[0]
-    text = open(path).read().replace(sys.executable, "/nowhere/python")
-    open(path, "w").write(text)
+    path = pathlib.Path(rig.files("chat")[0])
+    path.write_text(path.read_text().replace(sys.executable, "/nowhere/python"))
     rig.follow("chat")
     until(lambda: rig.status("chat")["state"] == "failed")
     assert "/nowhere/python" in rig.status("chat")["detail"]
@@ -182,8 +182,8 @@ def test_a_daemon_that_cannot_start_says_why(rig):
 def test_a_root_too_long_for_a_socket_is_said_at_once(rig, supervisord, tmp_path):
     deep = Supervisor(str(tmp_path / ("x" * 100)), supervisord)
     os.makedirs(os.path.dirname(deep.files("chat")[0]))
-    for path in (deep.config, deep.files("chat")[0]):
-        open(path, "w").write(config() if path == deep.config else "")
+    pathlib.Path(deep.files("chat")[0]).touch()
+    pathlib.Path(deep.config).write_text(config())
     with pytest.raises(ServiceError, match="too long"):
         deep.follow("chat")
 
@@ -221,7 +221,7 @@ def test_the_callers_environment_does_not_reach_the_service(rig, monkeypatch):
         assert "'%s'" % wanted in said
     for foreign in ("HF_TOKEN", "http_proxy", "PYTEST_CURRENT_TEST"):
         assert foreign not in said
-    assert b"HF_TOKEN" not in open("/proc/%d/environ" % rig.daemon_pid(), "rb").read()
+    assert b"HF_TOKEN" not in pathlib.Path("/proc/%d/environ" % rig.daemon_pid()).read_bytes()
 
 
 def test_the_end_of_a_log_is_told(rig):
@@ -299,7 +299,7 @@ def test_a_systemd_that_does_not_answer_is_an_error(systemd):
 def test_systemd_is_told_to_restart_what_is_there(systemd):
     unit, link = systemd.files("chat")
     os.makedirs(os.path.dirname(unit))
-    open(unit, "w").close()
+    pathlib.Path(unit).touch()
     systemd.write_link("chat")
     systemd.write_link("chat")
     assert os.readlink(link) == unit
@@ -332,7 +332,7 @@ def test_a_unit_that_systemd_does_not_know_is_stopped_already(systemd):
 @pytest.mark.parametrize("verb", ["daemon-reload", "stop", "start"])
 def test_what_systemd_refuses_is_an_error(systemd, verb):
     os.makedirs(systemd.FOLDER)
-    open(systemd.files("chat")[0], "w").close()
+    pathlib.Path(systemd.files("chat")[0]).touch()
     systemd.scripted.say(verb, err="Access denied", rc=4)
     with pytest.raises(ServiceError, match=r"systemctl %s.* \(exit 4\): Access denied" % verb):
         systemd.follow("chat")

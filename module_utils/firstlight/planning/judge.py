@@ -57,8 +57,8 @@ def _model(request: Request, models: Dict[str, Any]) -> List[Finding]:
     if request["model_kind"] != "path":
         return []
     return [
-        dict(one, subject="%s.model" % request["where"],
-             found="%s: %s" % (one["subject"], one["found"]))
+        dict(one, subject="%s.model" % request["where"], found=one["found"]
+             if one["subject"] in one["found"] else "%s: %s" % (one["subject"], one["found"]))
         for one in models["findings"] if one["subject"] == request["model"]
     ]
 

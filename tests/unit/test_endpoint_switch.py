@@ -1,0 +1,505 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A switch ends with the new endpoint proven or the old one back, whatever goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+
+import endpoint_info
+import endpoint_switch
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from fake_engine import serving
+from supervised import (
+    FAKE_ENGINE,
+    ROOT,
+    config,
+    definition,
+    fake_engine,
+    free_port,
+    kill,
+    short_root,
+    until,
+)
+
+from ansible.module_utils.firstlight import canary, processes, services
+from ansible.module_utils.firstlight.http_client import get
+from ansible.module_utils.firstlight.transaction import Transaction
+
+FORK = multiprocessing.get_context("fork")
+LAUNCHER = str(ROOT / "roles" / "inference_endpoint" / "files" / "llama_server.py")
+
+
+class Host:
+    """One root with one endpoint, as the role drives it."""
+
+    def __init__(self, root, supervisord, run_module):
+        self.root, self.supervisord, self.run_module = root, supervisord, run_module
+        self.service = services.Supervisor(root, supervisord)
+        self.folder = pathlib.Path(root) / "endpoints" / "chat"
+        self.oracle = None
+
+    def params(self, plan=None, state="present"):
+        params = {"name": "chat", "root": self.root, "manager": "supervisor", "state": state}
+        if plan:
+            plan = dict(plan)
+            params["definition"] = definition(
+                self.root, "chat", plan.pop("argv"), plan["hash"], {"PYTHONUNBUFFERED": "1"})
+            params.update(plan=plan, supervisord=self.supervisord, supervisor_config=config())
+            if self.oracle:
+                params["oracle"] = self.oracle
+        return params
+
+    def switch(self, plan, **how):
+        return self.run_module(endpoint_switch.main, **self.params(plan), **how)
+
+    def switched(self, plan):
+        result = self.switch(plan)
+        assert result.get("changed") is True, result
+        return result
+
+    def remove(self, **how):
+        return self.run_module(endpoint_switch.main, **self.params(state="absent"), **how)
+
+    def info(self, *ports):
+        return self.run_module(endpoint_info.main, root=self.root, ports=list(ports))
+
+    def chat(self):
+        return self.info()["endpoints"]["chat"]
+
+    def passport(self):
+        return (self.folder / "passport.json").read_bytes()
+
+    def pids(self):
+        return {one["pid"] for one in processes.engines(self.root).get("chat", [])}
+
+    def disk(self):
+        """Every file of ours that a switch may change, and when it was written."""
+        return {
+            str(path): (path.stat().st_mtime_ns, path.read_bytes())
+            for path in pathlib.Path(self.root).rglob("*")
+            if path.is_file() and path.suffix != ".log"
+        }
+
+
+@pytest.fixture
+def host(supervisord, run_module, monkeypatch):
+    monkeypatch.setattr(services, "kind_for_this_host", lambda: "supervisor")
+    with short_root() as root:
+        yield Host(root, supervisord, run_module)
+
+
+def plan(port, argv, start_timeout_s=60, served_name="fake"):
+    """What the switch reads of a plan, and its argv for the definition."""
+    identity = json.dumps([port, argv, start_timeout_s]).encode()
+    return {
+        "name": "chat", "url": "http://127.0.0.1:%d" % port,
+        "hash": hashlib.sha256(identity).hexdigest(),
+        "model": {"served_name": served_name, "chat_template": True},
+        "start_timeout_s": start_timeout_s, "memory": {"total_bytes": 123456789}, "argv": argv,
+    }
+
+
+def fake(*flags, port=None, **how):
+    port = port or free_port()
+    return plan(port, fake_engine(port, *flags), **how)
+
+
+def loading(**how):
+    """A plan whose engine never gets ready."""
+    return fake("--fault", "loading", **how)
+
+
+def healthy(url):
+    return get(url + "/health").status == 200
+
+
+# With the real engine ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(host, engine_python, tmp_path):
+    """Plans for the real engine, which serves the canary or what is in the place of its file."""
+    host.oracle = canary.oracle()
+    model = tmp_path / canary.GGUF
+    model.write_bytes(canary.content(canary.GGUF))
+
+    def make(path=model):
+        port = free_port()
+        argv = [engine_python, LAUNCHER, "--model", str(path), "--alias", "canary", "--port",
+                str(port), "--ctx-size", "512", "--kv-unified", "--threads", "1"]
+        return plan(port, argv, served_name="canary")
+
+    return make
+
+
+def test_a_real_engine_is_switched_proven_and_kept(host, real, tmp_path):
+    first, second = real(), real()
+    result = host.switched(first)
+    assert result["reasons"] == ["it has no passport yet",
+                                 "its service definition is not the plan's"]
+    assert result["verdict"]["passed"] is True
+    assert result["recovered"] is False
+    passport = json.loads(host.passport())
+    assert result["passport"] == passport
+    assert passport["plan"]["hash"] == first["hash"]
+    assert passport["endpoint"] == "chat"
+    assert passport["memory"]["predicted_bytes"] == 123456789
+    assert passport["memory"]["observed_bytes"] > canary.FILES[canary.GGUF].size
+    assert set(passport["phases"]) == {"start_s", "ready_s", "proof_s"}
+    assert all(seconds > 0 for seconds in passport["phases"].values())
+    assert passport["smoke"]["figures"]["tokens"] == 64
+    check = json.loads((host.folder / "last_check.json").read_text())
+    assert check["passed"] is True
+    assert check["url"] == first["url"]
+
+    was, pids = host.disk(), host.pids()
+    again = host.switch(first)
+    assert again["changed"] is False
+    assert again["reasons"] == []
+    assert again["passport"] == passport
+    assert (host.disk(), host.pids()) == (was, pids)
+
+    moved = host.switched(second)
+    assert any("its plan changed" in reason for reason in moved["reasons"])
+    assert json.loads((host.folder / "passports" / (first["hash"][:12] + ".json")).read_text()) \
+        == passport
+    assert healthy(second["url"])
+    assert not healthy(first["url"])
+
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(os.urandom(100000))
+    kept = host.passport()
+    failed = host.switch(real(broken))
+    assert failed["failed"] is True
+    assert "llama_server: cannot serve %s" % broken in failed["msg"], "the end of the log"
+    assert "What served before is back on %s." % second["url"] in failed["msg"]
+    assert host.passport() == kept
+    assert host.switch(second)["changed"] is False
+
+
+# With an engine that needs no model --------------------------------------------------------
+
+
+def test_check_and_diff_tell_and_touch_nothing(host):
+    first, second = fake(), fake()
+    told = host.switch(first, check=True, diff=True)
+    assert told["changed"] is True
+    assert told["diff"]["before"] == ""
+    assert told["diff"]["after"] == host.params(first)["definition"]
+    assert not os.path.exists(host.root)
+
+    host.switched(first)
+    was, pids = host.disk(), host.pids()
+    told = host.switch(second, check=True, diff=True)
+    assert told["changed"] is True
+    assert told["diff"]["before"] == host.params(first)["definition"]
+    assert told["diff"]["after"] == host.params(second)["definition"]
+    assert host.remove(check=True)["changed"] is True
+    assert host.switch(first, check=True)["changed"] is False
+    assert "diff" not in host.switch(first, diff=True)
+    assert (host.disk(), host.pids()) == (was, pids)
+
+
+@pytest.mark.parametrize("flags, how, says", [
+    (["--fault", "garbage"], {}, "smoke-completion"),
+    (["--fault", "loading"], {"start_timeout_s": 2}, "not ready within 2 s: HTTP 503"),
+    (["--model", "another"], {}, "smoke-model-listed"),
+    (["--no-such-flag"], {}, "unrecognized arguments: --no-such-flag"),
+])
+def test_a_switch_that_fails_leaves_the_old_endpoint(host, flags, how, says):
+    old = fake("--child")
+    host.switched(old)
+    kept = host.passport()
+    failed = host.switch(fake(*flags, **how))
+    assert failed["failed"] is True
+    assert says in failed["msg"]
+    assert "What served before is back on %s." % old["url"] in failed["msg"]
+    assert host.passport() == kept
+    chat = host.chat()
+    assert (chat["state"] in ("starting", "running"), chat["plan"], chat["healthy"]) \
+        == (True, old["hash"], True)
+    assert host.switch(old)["changed"] is False
+
+
+def test_a_first_switch_that_fails_leaves_no_service_and_no_passport(host):
+    new = fake("--fault", "garbage")
+    failed = host.switch(new)
+    assert "smoke-completion" in failed["msg"]
+    assert "Nothing served under this name before, and nothing does now." in failed["msg"]
+    assert host.pids() == set()
+    assert not (host.folder / "passport.json").exists()
+    chat = host.chat()
+    assert (chat["state"], chat["passport"], chat["healthy"]) == ("absent", None, False)
+    assert host.switched(fake())["recovered"] is False
+
+
+def test_a_process_beside_ours_on_the_port_is_not_taken_for_the_engine(host):
+    with serving() as url:
+        port = int(url.rpartition(":")[2])
+        failed = host.switch(fake(port=port))
+        assert failed["failed"] is True
+        assert "Address already in use" in failed["msg"]
+        assert healthy(url), "what is not ours stays"
+        assert host.info(port)["ports"][str(port)]["pid"] == os.getpid()
+
+
+def test_when_the_old_endpoint_does_not_come_back_that_is_said(host, tmp_path):
+    script = tmp_path / "engine.py"
+    shutil.copy(FAKE_ENGINE, script)
+    port = free_port()
+    old = plan(port, [fake_engine(port)[0], str(script), "--port", str(port)])
+    host.switched(old)
+    script.write_text("raise SystemExit('the disk is gone')")
+    failed = host.switch(fake("--fault", "garbage"))
+    assert "What served before is NOT back on %s" % old["url"] in failed["msg"]
+    assert host.chat()["healthy"] is False
+    # Its files are back, and that is all that can be done: the next run is free to try again.
+    assert host.switched(fake())["recovered"] is False
+
+
+@pytest.mark.parametrize("content", ["nonsense", "[]", '{"plan": null}', '{"plan": {}}'])
+def test_what_is_no_passport_counts_as_none(host, content):
+    host.folder.mkdir(parents=True)
+    (host.folder / "passport.json").write_text(content)
+    assert "it has no passport yet" in host.switch(fake(), check=True)["reasons"]
+    assert host.chat()["healthy"] is False
+    failed = host.switch(fake("--no-such-flag"))
+    assert "Nothing served under this name before" in failed["msg"]
+
+
+def test_a_broken_passport_is_replaced(host):
+    serves = fake()
+    host.switched(serves)
+    (host.folder / "passport.json").write_text("{")
+    assert host.switched(serves)["reasons"] == ["it has no passport yet"]
+    assert json.loads(host.passport())["plan"]["hash"] == serves["hash"]
+
+
+def test_a_dead_engine_is_a_reason(host):
+    serves = fake()
+    host.switched(serves)
+    host.service._api().stopProcessGroup("chat")
+    chat = host.chat()
+    assert (chat["state"], chat["pid"], chat["plan"], chat["healthy"]) \
+        == ("stopped", None, None, False)
+    assert host.switched(serves)["reasons"] == ["its engine is stopped"]
+    assert host.chat()["healthy"] is True
+
+
+# Runs that are killed, and runs beside each other -------------------------------------------
+
+
+@contextlib.contextmanager
+def other_run(host, wanted, main=endpoint_switch.main):
+    """The module in a process of its own."""
+    def task():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        with patch_module_args(dict(host.params(wanted), _ansible_remote_tmp="/tmp")):
+            main()
+
+    process = FORK.Process(target=task)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join(30)
+
+
+def killed_while_it_waits(host, wanted):
+    """A run that gets SIGKILL when its new engine is there and not ready."""
+    with other_run(host, wanted) as run:
+        until(lambda: wanted["hash"] in [
+            one["plan"] for one in processes.engines(host.root).get("chat", [])])
+        run.kill()
+        run.join(30)
+        assert run.exitcode == -signal.SIGKILL
+
+
+def test_after_a_killed_switch_the_next_run_goes_back_and_then_ahead(host):
+    old, new = fake(), fake()
+    host.switched(old)
+    killed_while_it_waits(host, loading())
+    told = host.switch(new, check=True)
+    assert "an earlier switch of it was ended in the middle" in told["reasons"]
+    result = host.switched(new)
+    assert result["recovered"] is True
+    assert json.loads(host.passport())["plan"]["hash"] == new["hash"]
+    assert sorted(path.name for path in (host.folder / "passports").iterdir()) \
+        == [old["hash"][:12] + ".json"]
+    assert len(host.pids()) == 1
+    assert host.switch(new)["changed"] is False
+
+
+def test_after_a_killed_switch_the_old_plan_is_served_again_and_not_restarted_twice(host):
+    old = fake()
+    host.switched(old)
+    kept = host.passport()
+    killed_while_it_waits(host, loading())
+    result = host.switched(old)
+    assert result["recovered"] is True
+    assert "verdict" not in result, "going back is all that was to do"
+    assert host.passport() == kept
+    assert host.chat()["healthy"] is True
+    assert host.switch(old)["changed"] is False
+
+
+def test_a_switch_killed_after_its_last_step_is_done_again(host):
+    """Everything is as wanted then, except that the journal would undo it some other day."""
+    old, new = fake(), fake()
+    host.switched(old)
+
+    def dies_when_it_forgets():
+        Transaction._forget = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+        endpoint_switch.main()
+
+    with other_run(host, new, dies_when_it_forgets) as run:
+        run.join(60)
+        assert run.exitcode == -signal.SIGKILL
+    assert host.chat()["plan"] == new["hash"]
+    assert json.loads(host.passport())["plan"]["hash"] == new["hash"]
+    result = host.switched(new)
+    assert result["reasons"] == ["an earlier switch of it was ended in the middle"]
+    assert result["recovered"] is True
+    assert host.chat()["plan"] == new["hash"]
+    assert host.switch(new)["changed"] is False
+    failed = host.switch(fake("--fault", "garbage"))
+    assert "What served before is back on %s." % new["url"] in failed["msg"]
+
+
+def test_a_killed_first_switch_can_be_removed(host):
+    killed_while_it_waits(host, loading())
+    result = host.remove()
+    assert result["changed"] is True
+    assert result["recovered"] is True
+    assert host.pids() == set()
+    assert host.remove()["changed"] is False
+
+
+def test_two_switches_at_a_time_are_one_too_many(host, monkeypatch):
+    monkeypatch.setattr(
+        endpoint_switch, "Transaction", functools.partial(Transaction, wait_s=0.1))
+    first = loading()
+    with other_run(host, first) as run:
+        until(lambda: host.pids())
+        second = host.switch(fake())
+        assert second["failed"] is True
+        assert "another run holds" in second["msg"]
+        assert "(pid %d)" % run.pid in second["msg"]
+        assert "nothing was changed" in second["msg"]
+        assert host.chat()["plan"] == first["hash"]
+
+
+def test_a_journal_that_cannot_be_read_is_said(host):
+    journal = pathlib.Path(host.root) / "journal" / "endpoint-chat.json"
+    journal.parent.mkdir(parents=True)
+    journal.write_text("{")
+    failed = host.switch(fake())
+    assert failed["failed"] is True
+    assert str(journal) in failed["msg"]
+    assert host.pids() == set()
+
+
+def test_a_killed_supervisord_leaves_an_orphan_that_the_next_run_ends(host):
+    serves = fake("--child")
+    host.switched(serves)
+    # The engine and its child carry our markers.
+    orphans = host.pids()
+    assert len(orphans) == 2
+    kill(host.service.daemon_pid())
+    until(lambda: host.service.daemon_pid() is None)
+    port = int(serves["url"].rpartition(":")[2])
+    info = host.info(port)
+    chat = info["endpoints"]["chat"]
+    assert (chat["state"], chat["pid"], chat["plan"], chat["healthy"]) \
+        == ("absent", None, None, False)
+    assert set(chat["strays"]) == orphans
+    assert chat["passport"]["plan"]["hash"] == serves["hash"]
+    held = info["ports"][str(port)]
+    assert (held["endpoint"], held["root"], held["pid"] in orphans) == ("chat", host.root, True)
+
+    assert host.switched(serves)["reasons"] == ["its engine is absent"]
+    assert host.pids() & orphans == set()
+    info = host.info(port)
+    chat = info["endpoints"]["chat"]
+    assert (chat["plan"], chat["healthy"], chat["strays"]) == (serves["hash"], True, [])
+    assert info["ports"][str(port)]["pid"] == chat["pid"]
+
+
+# Removal -----------------------------------------------------------------------------------
+
+
+def test_removal_ends_and_removes_and_says_what(host):
+    host.switched(fake())
+    pid, daemon = host.pids().pop(), host.service.daemon_pid()
+    told = host.remove(check=True, diff=True)
+    assert told["changed"] is True
+    assert told["diff"]["after"] == ""
+    assert host.pids() == {pid}
+
+    result = host.remove()
+    assert result["changed"] is True
+    assert set(result["removed"]) == {
+        "process %d of endpoint chat" % pid,
+        "file %s" % host.service.files("chat")[0],
+        "directory %s" % host.folder,
+        "process %d, supervisord" % daemon,
+        "directory %s" % host.service.folder,
+    }
+    assert host.pids() == set()
+    assert not host.folder.exists()
+    assert host.info()["endpoints"] == {}
+    assert host.remove() == {"changed": False, "reasons": [], "invocation": result["invocation"]}
+
+
+def test_removal_of_an_orphan(host):
+    host.switched(fake())
+    pid = host.pids().pop()
+    kill(host.service.daemon_pid())
+    until(lambda: host.service.daemon_pid() is None)
+    result = host.remove()
+    assert "process %d of endpoint chat" % pid in result["removed"]
+    assert host.pids() == set()
+    assert not os.path.exists(host.service.folder)
+
+
+# What the information says of a host --------------------------------------------------------
+
+
+def test_of_an_empty_host(host):
+    port = free_port()
+    info = host.info(port)
+    assert (info["endpoints"], info["ports"], info["manager"]) == ({}, {}, "supervisor")
+    assert info["root"] == host.root
+    assert info["uid"] == os.geteuid()
+    assert not os.path.exists(host.root)
+
+
+def test_of_libraries(host):
+    missing = host.run_module(endpoint_info.main, root=host.root,
+                              libraries=["libc.so.6", "libnonsense.so.9"])["missing_libraries"]
+    assert missing == ["libnonsense.so.9"]
+
+
+def test_an_unhealthy_engine_is_not_healthy(host, monkeypatch):
+    """The process runs and its passport is there; only its health says otherwise."""
+    serves = fake()
+    host.switched(serves)
+    monkeypatch.setattr(endpoint_info, "get", lambda url, timeout_s: get(url, timeout_s=0.3))
+    pid = host.pids().pop()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        chat = host.chat()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (chat["plan"], chat["healthy"]) == (serves["hash"], False)
+    until(lambda: host.chat()["healthy"])

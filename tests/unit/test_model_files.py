@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model is, is read from its headers; what is damaged is said to be, and never crashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ansible.module_utils.firstlight import canary, model_files
+from ansible.module_utils.firstlight.canary import tokenizer, weights
+from ansible.module_utils.firstlight.model_files import BadModel, describe
+from ansible.module_utils.firstlight.planning import plan
+
+CANARY_GEOMETRY = {
+    "architecture": "llama", "layers": weights.LAYERS, "hidden": weights.HIDDEN,
+    "heads": weights.HEADS, "kv_heads": weights.KV_HEADS, "head_dim": weights.HEAD_DIM,
+    "context": weights.CONTEXT, "vocabulary": tokenizer.VOCABULARY,
+}
+
+
+@pytest.fixture(scope="session")
+def canary_files(tmp_path_factory):
+    """A folder with the canary in both formats."""
+    folder = tmp_path_factory.mktemp("canary")
+    for name in canary.FILES:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(canary.content(name))
+    return folder
+
+
+def write_gguf(path, architecture="qwen2", tensors=("token_embd", "output"), **fields):
+    """A small GGUF file; ``fields`` are by name with dots as double underscores."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, value in fields.items():
+        name = name.replace("__", ".")
+        if isinstance(value, list):
+            writer.add_array(name, value)
+        elif isinstance(value, str):
+            writer.add_string(name, value)
+        elif isinstance(value, float):
+            writer.add_float32(name, value)
+        else:
+            writer.add_uint32(name, value)
+    for name in tensors:
+        writer.add_tensor(name, np.ones((4, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+QWEN = {"qwen2__block_count": 24, "qwen2__embedding_length": 896, "qwen2__context_length": 32768,
+        "qwen2__attention__head_count": 14, "qwen2__attention__head_count_kv": 2}
+
+
+def described(path):
+    return describe(str(path))
+
+
+def complaint(path):
+    """What is said of a model that is not one; it names the path."""
+    with pytest.raises(BadModel) as raised:
+        described(path)
+    assert str(path) in str(raised.value)
+    return str(raised.value)
+
+
+def test_the_canary_as_gguf_is_what_the_planner_takes_it_for(canary_files):
+    found = described(canary_files / canary.GGUF)
+    known = plan._canary()
+    assert found["geometry"] == known["geometry"] == CANARY_GEOMETRY
+    for key in ("format", "quantisation", "bytes", "chat_template"):
+        assert found[key] == known[key]
+    assert found["files"] == 1
+
+
+def test_the_canary_as_safetensors(canary_files):
+    found = described(canary_files / canary.SAFETENSORS)
+    assert found["format"] == "safetensors"
+    assert found["geometry"] == CANARY_GEOMETRY
+    assert found["quantisation"] == "BF16"
+    assert found["bytes"] == canary.FILES["safetensors/model.safetensors"].size
+    assert found["chat_template"]
+
+
+def test_a_gguf_file_of_the_gguf_package(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", general__name="Qwen", general__file_type=7,
+                      tokenizer__chat_template="{{ x }}",
+                      tokenizer__ggml__tokens=["a", "b", "c"], **QWEN)
+    found = described(path)
+    assert found["geometry"] == {
+        "architecture": "qwen2", "layers": 24, "hidden": 896, "heads": 14, "kv_heads": 2,
+        "head_dim": 64, "context": 32768, "vocabulary": 3}
+    assert (found["name"], found["quantisation"], found["chat_template"]) == ("Qwen", "Q8_0", True)
+    assert found["bytes"] == path.stat().st_size
+
+
+GEOMETRY = {
+    "a head size of its own": ({"qwen2__attention__key_length": 128}, "head_dim", 128),
+    "KV heads by layer": ({"qwen2__attention__head_count_kv": [2, 4, 0]}, "kv_heads", 4),
+    "KV heads left out": ({"qwen2__attention__head_count_kv": []}, "kv_heads", 14),
+    "a vocabulary that is said": ({"qwen2__vocab_size": 99}, "vocabulary", 99),
+    "layers that are no number": ({"qwen2__block_count": "many"}, "layers", None),
+    "layers that are not a whole number": ({"qwen2__block_count": float("nan")}, "layers", None),
+    "no layers": ({"qwen2__block_count": 0}, "layers", None),
+    "more heads than numbers": ({"qwen2__attention__head_count": 9999}, "head_dim", None),
+    "no heads": ({"qwen2__attention__head_count": 0}, "head_dim", None),
+}
+
+
+@pytest.mark.parametrize("case", GEOMETRY)
+def test_a_geometry_is_known_or_null(tmp_path, case):
+    fields, key, value = GEOMETRY[case]
+    path = write_gguf(tmp_path / "m.gguf", **{**QWEN, **fields})
+    assert described(path)["geometry"][key] == value
+
+
+@pytest.mark.parametrize("file_type", [9999, [1, 2], "Q8_0", 1.5])
+def test_a_file_type_that_is_not_known_is_called_unknown(tmp_path, file_type):
+    path = write_gguf(tmp_path / "m.gguf", general__file_type=file_type)
+    assert described(path)["quantisation"] == "unknown"
+
+
+def test_a_long_array_is_skipped_and_counted(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", tokenizer__ggml__tokens=["t"] * 5000,
+                      tokenizer__ggml__scores=[0.5] * 5000, **QWEN)
+    assert described(path)["geometry"]["vocabulary"] == 5000
+
+
+def test_the_fingerprint_follows_content_and_replacement(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", **QWEN)
+    first = described(path)["fingerprint"]
+    assert described(path)["fingerprint"] == first
+    os.utime(path, ns=(1, 1))
+    second = described(path)["fingerprint"]
+    write_gguf(path, general__name="other", **QWEN)
+    os.utime(path, ns=(1, 1))
+    assert len({first, second, described(path)["fingerprint"]}) == 3
+
+
+BAD_GGUF = {
+    "empty": b"",
+    "a page of a web server": b"<!DOCTYPE html>" * 100,
+    "a pointer of git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "only the magic": b"GGUF",
+    "version 1": b"GGUF" + struct.pack("<IQQ", 1, 1, 0),
+    "other byte order": b"GGUF" + struct.pack(">IQQ", 3, 1, 0),
+    "no tensors": b"GGUF" + struct.pack("<IQQ", 3, 0, 0),
+    "too many tensors": b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0),
+    "too many fields": b"GGUF" + struct.pack("<IQQ", 3, 1, 2**63),
+    "a key as long as memory": b"GGUF" + struct.pack("<IQQQ", 3, 1, 1, 2**63),
+    "an array as long as memory":
+        b"GGUF" + struct.pack("<IQQQcIIQ", 3, 1, 1, 1, b"k", 9, 4, 2**62),
+    "an array of texts as long as memory":
+        b"GGUF" + struct.pack("<IQQQcIIQ", 3, 1, 1, 1, b"k", 9, 8, 2**62),
+    "an array of arrays": b"GGUF" + struct.pack("<IQQQcIIQ", 3, 1, 1, 1, b"k", 9, 9, 1),
+    "a field of an unknown type": b"GGUF" + struct.pack("<IQQQcI", 3, 1, 1, 1, b"k", 99),
+    "a tensor of many dimensions":
+        b"GGUF" + struct.pack("<IQQQcI", 3, 1, 0, 1, b"t", 2**31) + bytes(100),
+    "no architecture":
+        b"GGUF" + struct.pack("<IQQQcIQIQ", 3, 1, 0, 1, b"t", 1, 1, 0, 0) + bytes(64),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GGUF)
+def test_what_is_no_gguf_file_is_said_to_be_none(tmp_path, case):
+    (tmp_path / "m.gguf").write_bytes(BAD_GGUF[case])
+    complaint(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("alignment", [0, "32", [32], 1.5])
+def test_an_alignment_that_is_no_size_is_refused(tmp_path, alignment):
+    path = write_gguf(tmp_path / "m.gguf", general__alignmenu=alignment, **QWEN)
+    path.write_bytes(path.read_bytes().replace(b"alignmenu", b"alignment"))
+    assert "alignment" in complaint(path)
+
+
+def test_a_gguf_file_cut_at_any_byte_is_truncated(tmp_path):
+    whole = write_gguf(tmp_path / "m.gguf", tensors=["t"],
+                       tokenizer__ggml__tokens=["a", "b"], **QWEN).read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for length in range(len(whole)):
+        cut.write_bytes(whole[:length])
+        complaint(cut)
+    cut.write_bytes(whole)
+    assert described(cut)["bytes"] == len(whole)
+
+
+@pytest.mark.parametrize("kind", sorted(model_files.TENSOR_TYPES))
+def test_a_tensors_size_is_what_the_gguf_package_says(kind):
+    sizes = {int(key): value for key, value in gguf.constants.GGML_QUANT_SIZES.items()}
+    assert model_files.TENSOR_TYPES[kind] == sizes[kind]
+
+
+def test_a_cut_gguf_file_says_how_much_there_should_be(canary_files, tmp_path):
+    whole = (canary_files / canary.GGUF).read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    said = complaint(tmp_path / "cut.gguf")
+    assert "%d bytes" % (len(whole) // 2) in said
+    assert "promises %d" % len(whole) in said
+
+
+def test_a_tensor_of_a_type_that_is_not_known_is_not_called_truncated(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", tensors=["t"], **QWEN)
+    content = path.read_bytes()
+    of_type = struct.pack("<QQI", 32, 4, 0)
+    assert content.count(of_type) == 1
+    path.write_bytes(content.replace(of_type, struct.pack("<QQI", 32, 4, 9999)))
+    assert described(path)["geometry"]["layers"] == 24
+
+
+@pytest.fixture(scope="session")
+def small_gguf(tmp_path_factory):
+    path = write_gguf(tmp_path_factory.mktemp("small") / "m.gguf", tensors=["t"],
+                      general__file_type=7, tokenizer__ggml__tokens=["a", "b"],
+                      general__name="Qwen", x__scores=[0.5, 1.5], **QWEN)
+    return path.read_bytes()
+
+
+MUTATIONS = st.lists(
+    st.tuples(st.integers(0, 10**6),
+              st.binary(min_size=1, max_size=8) | st.integers(0, 2**64 - 1).map(
+                  lambda number: struct.pack("<Q", number))),
+    min_size=1, max_size=4)
+
+
+def mutated(whole, changes, header):
+    content = bytearray(whole)
+    for at, new in changes:
+        at %= header
+        content[at:at + len(new)] = new
+    return bytes(content)
+
+
+def describe_or_complain(path):
+    """Any other exception is the failure that is looked for."""
+    try:
+        found = described(path)
+    except BadModel:
+        return
+    assert all(value is None or value > 0 for key, value in found["geometry"].items()
+               if key != "architecture")
+    json.dumps(found)
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=MUTATIONS)
+def test_a_gguf_file_with_any_bytes_changed_is_described_or_refused(small_gguf, tmp_path, changes):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(mutated(small_gguf, changes, len(small_gguf)))
+    describe_or_complain(path)
+
+
+def write_split(folder, count=3, first=("a",), **fields):
+    """A model in parts, as llama.cpp's gguf-split names and fills them."""
+    return [
+        write_gguf(folder / ("m-%05d-of-%05d.gguf" % (number + 1, count)),
+                   tensors=first if number == 0 else ["t%d" % number],
+                   split__count=count, split__no=number, **(QWEN if number == 0 else {}), **fields)
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("first", [["a"], []], ids=["with tensors", "with fields alone"])
+def test_a_split_model_is_all_of_its_parts(tmp_path, first):
+    parts = write_split(tmp_path, first=first)
+    found = described(parts[0])
+    assert found["files"] == 3
+    assert found["bytes"] == sum(part.stat().st_size for part in parts)
+    assert found["geometry"]["layers"] == 24
+    os.utime(parts[2], ns=(1, 1))
+    assert described(parts[0])["fingerprint"] != found["fingerprint"]
+
+
+def test_a_split_model_without_a_part_names_it(tmp_path):
+    parts = write_split(tmp_path)
+    parts[1].unlink()
+    assert parts[1].name in complaint(parts[0])
+
+
+def test_a_split_model_with_a_cut_part_names_it(tmp_path):
+    parts = write_split(tmp_path)
+    parts[2].write_bytes(parts[2].read_bytes()[:-200])
+    with pytest.raises(BadModel, match=parts[2].name + ": truncated"):
+        described(parts[0])
+
+
+def test_a_split_model_must_be_given_by_its_first_part(tmp_path):
+    assert "00001-of-00003" in complaint(write_split(tmp_path)[1])
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "m-00001-of-00004.gguf", "m-1-of-3.gguf"])
+def test_a_part_that_was_renamed_says_the_name_it_needs(tmp_path, name):
+    renamed = write_split(tmp_path)[0].rename(tmp_path / name)
+    assert "00001-of-00003.gguf" in complaint(renamed)
+
+
+CONFIG = {"model_type": "qwen2", "num_hidden_layers": 24, "hidden_size": 896,
+          "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 32768,
+          "vocab_size": 151936}
+
+
+def safetensors_file(header, data=64):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(data)
+
+
+TENSORS = {"__metadata__": {"format": "pt"},
+           "a": {"dtype": "BF16", "shape": [16], "data_offsets": [0, 32]},
+           "b": {"dtype": "BF16", "shape": [16], "data_offsets": [32, 64]}}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A directory of safetensors that is whole."""
+    folder = tmp_path / "qwen"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "model.safetensors").write_bytes(safetensors_file(TENSORS))
+    return folder
+
+
+def test_a_directory_of_safetensors(directory):
+    found = described(directory)
+    assert found["geometry"] == {
+        "architecture": "qwen2", "layers": 24, "hidden": 896, "heads": 14, "kv_heads": 2,
+        "head_dim": 64, "context": 32768, "vocabulary": 151936}
+    assert (found["name"], found["quantisation"], found["files"]) == ("qwen", "BF16", 1)
+    assert found["chat_template"] is False
+
+
+@pytest.mark.parametrize(("config", "quantisation"), [
+    ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+    ({"quantization_config": {}}, "BF16"), ({"quantization_config": "awq"}, "BF16"),
+])
+def test_the_quantisation_is_that_of_the_config_or_of_most_tensors(
+        directory, config, quantisation):
+    (directory / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    assert described(directory)["quantisation"] == quantisation
+
+
+@pytest.mark.parametrize("value", ["24", 24.5, -1, 0, True, [24], {}, None])
+def test_a_number_of_the_config_that_is_no_count_is_null(directory, value):
+    (directory / "config.json").write_text(json.dumps(dict.fromkeys(CONFIG, value)))
+    geometry = described(directory)["geometry"]
+    assert {geometry[key] for key in geometry if key != "architecture"} == {None}
+
+
+@pytest.mark.parametrize(("name", "content", "there"), [
+    ("chat_template.jinja", "{{ x }}", True),
+    ("tokenizer_config.json", '{"chat_template": "{{ x }}"}', True),
+    ("tokenizer_config.json", "{}", False), ("tokenizer_config.json", "[]", False),
+    ("tokenizer_config.json", "not JSON", False),
+])
+def test_a_chat_template_is_looked_for_in_both_places(directory, name, content, there):
+    (directory / name).write_text(content)
+    assert described(directory)["chat_template"] is there
+
+
+BAD_CONFIGS = {
+    "empty object": (b"{}", "empty"), "empty file": (b"", "not JSON"),
+    "not JSON": (b"<html>", "not JSON"), "a list": (b"[1]", "empty"),
+    "not text": (b"\xff\xfe\x00", "not JSON"), "nested beyond reason": (b"[" * 10**5, "not JSON"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_config_that_is_none_is_said_to_be_none(directory, case):
+    content, said = BAD_CONFIGS[case]
+    (directory / "config.json").write_bytes(content)
+    assert said in complaint(directory)
+
+
+def test_a_directory_without_a_config_or_without_weights_says_which(directory):
+    (directory / "model.safetensors").unlink()
+    assert "no *.safetensors" in complaint(directory)
+    (directory / "config.json").unlink()
+    assert "no config.json" in complaint(directory)
+
+
+BAD_HEADERS = {
+    "not JSON": b"{'a'}", "a list": b"[]", "no object": b"12", "not text": b"\xff\xff",
+    "only metadata": {"__metadata__": {}}, "a tensor that is a list": {"a": []},
+    "a tensor without a type": {"a": {"data_offsets": [0, 1]}},
+    "a tensor without offsets": {"a": {"dtype": "F32"}},
+    "one offset": {"a": {"dtype": "F32", "data_offsets": [0]}},
+    "offsets in words": {"a": {"dtype": "F32", "data_offsets": [0, "end"]}},
+    "offsets without end": b'{"a": {"dtype": "F32", "data_offsets": [0, Infinity]}}',
+    "an end beyond the file": {"a": {"dtype": "F32", "data_offsets": [0, 65]}},
+    "nested beyond reason": b'{"a":' * 10**5,
+}
+
+
+@pytest.mark.parametrize("case", BAD_HEADERS)
+def test_a_safetensors_header_that_is_none_is_refused(directory, case):
+    (directory / "model.safetensors").write_bytes(safetensors_file(BAD_HEADERS[case]))
+    assert "model.safetensors" in complaint(directory)
+
+
+def test_a_header_longer_than_memory_is_not_read(directory):
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    assert "does not fit" in complaint(directory)
+
+
+def test_a_safetensors_file_cut_at_any_byte_is_refused(directory):
+    whole = safetensors_file(TENSORS)
+    for length in range(len(whole)):
+        (directory / "model.safetensors").write_bytes(whole[:length])
+        assert "model.safetensors" in complaint(directory)
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=MUTATIONS)
+def test_a_safetensors_file_with_any_bytes_changed_is_described_or_refused(directory, changes):
+    whole = safetensors_file(TENSORS)
+    (directory / "model.safetensors").write_bytes(mutated(whole, changes, len(whole) - 64))
+    describe_or_complain(directory)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+                    lambda inner: st.lists(inner, max_size=2)
+                    | st.dictionaries(st.text(max_size=4), inner, max_size=2), max_leaves=4)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=st.dictionaries(
+    st.sampled_from([*CONFIG, "head_dim", "quantization_config"]), JSON))
+def test_a_config_of_any_values_is_described_or_refused(directory, config):
+    (directory / "config.json").write_text(json.dumps(config))
+    describe_or_complain(directory)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def test_a_part_that_the_index_names_and_that_is_not_there_is_named(directory):
+    (directory / INDEX).write_text(json.dumps(
+        {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}))
+    assert "model-00002-of-00002.safetensors" in complaint(directory)
+
+
+def test_a_whole_index_is_no_matter(directory):
+    (directory / INDEX).write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    assert described(directory)["files"] == 1
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "not JSON", '{"weight_map": ["a"]}'])
+def test_an_index_that_is_none_is_refused(directory, content):
+    (directory / INDEX).write_text(content)
+    assert INDEX in complaint(directory)
+
+
+def test_a_path_with_marks_of_a_pattern_is_a_path(directory):
+    odd = directory.rename(directory.parent / "[qwen] *?")
+    assert described(odd)["files"] == 1
+
+
+def test_what_is_not_there_is_an_error_of_the_system(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        described(tmp_path / "none.gguf")

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The module describes what it can and makes a finding of everything else."""
+
+from __future__ import annotations
+
+import os
+
+import model_info
+import pytest
+
+from ansible.module_utils.firstlight import canary
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / canary.GGUF
+    path.write_bytes(canary.content(canary.GGUF))
+    return path
+
+
+def only_finding(run_module, path):
+    result = run_module(model_info.main, paths=[str(path)])
+    assert result["models"] == {}
+    [found] = result["findings"]
+    assert found["subject"] == str(path)
+    assert found["severity"] == "error"
+    return found
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_models_come_by_path_and_the_rest_as_findings_in_one_call(
+        run_module, model, tmp_path, check):
+    missing = str(tmp_path / "none.gguf")
+    result = run_module(model_info.main, check=check, paths=[missing, str(model)])
+    assert result["changed"] is False
+    assert list(result["models"]) == [str(model)]
+    assert result["models"][str(model)]["format"] == "gguf"
+    assert [one["subject"] for one in result["findings"]] == [missing]
+
+
+def test_no_path_is_nothing_to_read(run_module):
+    result = run_module(model_info.main, paths=[])
+    assert (result["models"], result["findings"]) == ({}, [])
+
+
+@pytest.mark.parametrize("tail", ["none.gguf", "a/b/none.gguf", "a/none/"])
+def test_a_missing_model_says_how_far_the_path_goes(run_module, tmp_path, tail):
+    found = only_finding(run_module, str(tmp_path / tail.rstrip("/")) + "/" * tail.endswith("/"))
+    assert found["id"] == "model-missing"
+    assert found["found"].endswith("exists is %s" % tmp_path)
+
+
+def test_a_link_to_nothing_is_a_missing_model(run_module, tmp_path):
+    (tmp_path / "m.gguf").symlink_to(tmp_path / "blob")
+    assert only_finding(run_module, tmp_path / "m.gguf")["id"] == "model-missing"
+
+
+def test_a_directory_whose_file_is_a_link_to_nothing_is_damaged_and_names_it(run_module, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blob")
+    found = only_finding(run_module, tmp_path)
+    assert found["id"] == "model-damaged"
+    assert "model.safetensors" in found["found"]
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"GGUF"])
+def test_a_damaged_model_names_the_file(run_module, tmp_path, content):
+    (tmp_path / "m.gguf").write_bytes(content)
+    found = only_finding(run_module, tmp_path / "m.gguf")
+    assert found["id"] == "model-damaged"
+    assert str(tmp_path / "m.gguf") in found["found"]
+
+
+def test_a_file_where_a_folder_should_be_is_a_finding(run_module, model):
+    assert only_finding(run_module, model / "config.json")["id"] == "model-damaged"
+
+
+def denied(path):
+    raise PermissionError(13, "Permission denied", path)
+
+
+def test_a_model_that_may_not_be_read_names_the_file_and_the_user(run_module, monkeypatch, model):
+    monkeypatch.setattr(model_info.model_files, "describe", denied)
+    found = only_finding(run_module, model)
+    assert found["id"] == "model-unreadable"
+    assert "%s: Permission denied" % model in found["found"]
+    assert "uid %d" % os.geteuid() in found["wanted"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("closed", ["m.gguf", "."])
+def test_a_model_behind_closed_modes_is_unreadable(run_module, tmp_path, closed):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "m.gguf").write_bytes(b"GGUF")
+    (folder / closed).chmod(0)
+    try:
+        assert only_finding(run_module, folder / "m.gguf")["id"] == "model-unreadable"
+    finally:
+        folder.chmod(0o755)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tool is run without a shell, in the C locale, for a limited time, and never raises."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import pytest
+
+from ansible.module_utils.firstlight.runner import Ran, run
+
+
+def python(code, **kwargs):
+    return run([sys.executable, "-c", code], **kwargs)
+
+
+def test_what_a_tool_says_and_its_status_come_back():
+    ran = python("import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)")
+    assert (ran.rc, ran.stdout, ran.stderr, ran.error) == (3, "out\n", "err\n", "")
+    assert not ran.ok
+    assert ran.complaint().endswith("(exit 3): err")
+
+
+def test_a_tool_that_exits_with_0_is_ok():
+    assert python("pass").ok
+
+
+def test_no_shell_reads_the_words():
+    words = ["$HOME", "a b", ";", "*", "`id`", ""]
+    ran = run([sys.executable, "-c", "import sys; print(sys.argv[1:])", *words])
+    assert ran.stdout.strip() == repr(words)
+
+
+def test_a_tool_that_waits_for_input_gets_none_of_the_callers():
+    mine, (ours, theirs) = os.dup(0), os.pipe()
+    os.write(theirs, b"y\n")
+    os.close(theirs)
+    os.dup2(ours, 0)
+    try:
+        ran = python("import sys; print(repr(sys.stdin.read()))")
+    finally:
+        os.dup2(mine, 0)
+        os.close(mine)
+        os.close(ours)
+    assert ran.stdout == "''\n"
+
+
+def test_the_locale_is_c_whatever_the_caller_has(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert python("import os; print(os.environ['LC_ALL'])").stdout == "C\n"
+
+
+def test_variables_come_on_top_of_the_callers(monkeypatch):
+    monkeypatch.setenv("FIRSTLIGHT_A", "a")
+    code = "import os; print(os.environ['FIRSTLIGHT_A'], os.environ['FIRSTLIGHT_B'])"
+    assert python(code, env={"FIRSTLIGHT_B": "b"}).stdout == "a b\n"
+
+
+def test_a_tool_that_does_not_end_is_ended():
+    ran = python("import time; time.sleep(600)", timeout_s=0.5)
+    assert ran.rc is None
+    assert not ran.ok
+    assert ran.complaint().endswith(": no answer within 0.5 s")
+
+
+def test_a_child_that_keeps_the_output_open_holds_nobody_up(tmp_path):
+    # Both live longer than the test may run.
+    code = """
+import pathlib, subprocess, time
+child = subprocess.Popen(["sleep", "900"])
+pathlib.Path(%r).write_text(str(child.pid))
+time.sleep(900)
+""" % str(tmp_path / "pid")
+    ran = python(code, timeout_s=5)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert ran.error == "no answer within 5 s"
+
+
+@pytest.mark.parametrize("kind", ["missing", "a directory", "not executable"])
+def test_a_tool_that_cannot_be_started_is_no_exception(tmp_path, kind):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "file").chmod(0o644)
+    tool = {"missing": "/nonexistent/tool", "a directory": str(tmp_path),
+            "not executable": str(tmp_path / "file")}[kind]
+    ran = run([tool, "--version"])
+    assert ran.rc is None
+    assert ran.complaint().startswith("%s --version: cannot be started: " % tool)
+
+
+def test_output_that_is_no_text_is_still_an_answer():
+    assert "\ufffd" in python("import sys; sys.stdout.buffer.write(b'\\xff\\xfe')").stdout
+
+
+def test_a_complaint_takes_what_there_is():
+    assert Ran(["t"], 1, "on stdout\n", " \n", "").complaint() == "t (exit 1): on stdout"
+    assert Ran(["t"], 1, "", "", "").complaint() == "t (exit 1): nothing"
