@@ -61,6 +61,7 @@ ansible_facts:
 import glob
 import os
 import platform
+import re
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -123,7 +124,20 @@ def _class(reader):
         if os.path.exists(reader.path(sign)):
             reader.sources["class"] = sign
             return "nvidia"
+    for name in glob.glob(reader.path("/sys/bus/pci/devices/*")):
+        # A display controller of NVIDIA's: there is a GPU, and no driver is loaded for it.
+        if (_first_word(name, "vendor"), _first_word(name, "class")[:4]) == ("0x10de", "0x03"):
+            reader.sources["class"] = name
+            return "nvidia"
     return "cpu"
+
+
+def _first_word(folder, name):
+    try:
+        with open(os.path.join(folder, name), encoding="ascii", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def _nvidia(reader, root):
@@ -180,24 +194,29 @@ def _nvidia_from_nvml(reader, nvml):
 
 
 def _nvidia_from_proc(reader):
-    """UUID and name of each device, which the driver tells everyone; nothing else is known."""
+    """What the driver tells everyone: its version, and UUID and name of each device."""
     reader.sources["devices"] = "/proc/driver/nvidia"
+    version = re.search(r"NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s",
+                        reader.text("/proc/driver/nvidia/version") or "")
+    driver = {
+        "version": reader.known("driver.version", version.group(1) if version else None,
+                                "/proc/driver/nvidia/version"),
+        "cuda": reader.known("driver.cuda", None, "/proc/driver/nvidia (NVML tells it)"),
+    }
     devices = []
     pattern = reader.path("/proc/driver/nvidia/gpus/*/information")
     for index, name in enumerate(sorted(glob.glob(pattern))):
         text = reader.text(os.path.relpath(name, reader.path("/"))) or ""
-        said = dict(line.partition(":")[::2] for line in text.splitlines())
-        devices.append({
-            "index": index,
-            "uuid": reader.known("devices[%d].uuid" % index,
-                                 said.get("GPU UUID", "").strip() or None, name),
-            "name": reader.known("devices[%d].name" % index,
-                                 said.get("Model", "").strip() or None, name),
-            "capability": None,
-            "memory_total_bytes": None,
-            "memory_free_bytes": None,
-        })
-    return None, devices
+        said = {key: value.strip() for key, _, value in
+                (line.partition(":") for line in text.splitlines())}
+        device = {"uuid": said.get("GPU UUID"), "name": said.get("Model"), "capability": None,
+                  "memory_total_bytes": None, "memory_free_bytes": None}
+        devices.append(dict(
+            {key: reader.known("devices[%d].%s" % (index, key), value or None, name)
+             for key, value in device.items()}, index=index))
+    if not devices:
+        reader.unread["devices"] = "nothing matches %s" % pattern
+    return driver, devices
 
 
 def _cpu(reader):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from typing import Dict, List, Mapping, NamedTuple, Optional
 
@@ -37,29 +38,33 @@ def run(argv: List[str], timeout_s: float = 10.0, env: Optional[Mapping[str, str
     """Run a tool and never raise for what the tool does.
 
     :param argv: program and arguments; no shell sees them.
-    :param timeout_s: seconds after which it is killed.
+    :param timeout_s: seconds after which it and its children are killed.
     :param env: variables on top of the process's own.
     """
     environment: Dict[str, str] = dict(os.environ, LC_ALL="C")
     environment.update(env or {})
     try:
-        done = subprocess.run(
+        # A session of its own, so that its children end with it at the limit.
+        tool = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            timeout=timeout_s,
             env=environment,
-            check=False,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return Ran(argv, None, "", "", "no answer within %g s" % timeout_s)
     except OSError as problem:
         return Ran(argv, None, "", "", "cannot be started: %s" % problem.strerror)
+    with tool:
+        try:
+            stdout, stderr = tool.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(tool.pid, signal.SIGKILL)
+            return Ran(argv, None, "", "", "no answer within %g s" % timeout_s)
     return Ran(
         argv,
-        done.returncode,
-        done.stdout.decode("utf-8", "replace"),
-        done.stderr.decode("utf-8", "replace"),
+        tool.returncode,
+        stdout.decode("utf-8", "replace"),
+        stderr.decode("utf-8", "replace"),
         "",
     )

@@ -1,17 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real llama.cpp server answers as the reference does, and otherwise once the model is broken.
-
-``FIRSTLIGHT_TEST_ENGINE_PYTHON`` names a Python that has ``xllamacpp``; without it the test makes a
-virtual environment of its own.
-"""
+"""A real llama.cpp server answers as the reference does, and otherwise once the model is broken."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
-import sys
 import threading
 import urllib.request
 from pathlib import Path
@@ -24,7 +18,6 @@ import pytest
 from ansible.module_utils.firstlight import canary
 
 ORACLE = canary.oracle()
-ENGINE = "xllamacpp==2026.10.11549"
 # Serves until its standard input closes, so it cannot outlive the test even if that is killed.
 LAUNCHER = """
 import sys, xllamacpp
@@ -37,18 +30,6 @@ server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture(scope="session")
-def engine_python(tmp_path_factory):
-    given = os.environ.get("FIRSTLIGHT_TEST_ENGINE_PYTHON")
-    if given:
-        return given
-    environment = tmp_path_factory.mktemp("engine")
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=120)
-    python = environment / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", ENGINE], check=True, timeout=600)
-    return str(python)
 
 
 @pytest.fixture(scope="session")

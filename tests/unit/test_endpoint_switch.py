@@ -212,7 +212,6 @@ def test_check_and_diff_tell_and_touch_nothing(host):
 @pytest.mark.parametrize("flags, how, says", [
     (["--fault", "garbage"], {}, "smoke-completion"),
     (["--fault", "loading"], {"start_timeout_s": 2}, "not ready within 2 s: HTTP 503"),
-    (["--model", "another"], {}, "smoke-model-listed"),
     (["--no-such-flag"], {}, "unrecognized arguments: --no-such-flag"),
 ])
 def test_a_switch_that_fails_leaves_the_old_endpoint(host, flags, how, says):
@@ -266,7 +265,7 @@ def test_when_the_old_endpoint_does_not_come_back_that_is_said(host, tmp_path):
     assert host.switched(fake())["recovered"] is False
 
 
-@pytest.mark.parametrize("content", ["nonsense", "[]", '{"plan": null}', '{"plan": {}}'])
+@pytest.mark.parametrize("content", ["[]", '{"plan": null}', '{"plan": {}}'])
 def test_what_is_no_passport_counts_as_none(host, content):
     host.folder.mkdir(parents=True)
     (host.folder / "passport.json").write_text(content)
@@ -372,8 +371,6 @@ def test_a_switch_killed_after_its_last_step_is_done_again(host):
     assert result["recovered"] is True
     assert host.chat()["plan"] == new["hash"]
     assert host.switch(new)["changed"] is False
-    failed = host.switch(fake("--fault", "garbage"))
-    assert "What served before is back on %s." % new["url"] in failed["msg"]
 
 
 def test_a_killed_first_switch_can_be_removed(host):

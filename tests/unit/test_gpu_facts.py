@@ -63,7 +63,9 @@ def test_a_cpu_host(observe):
     facts = observe(CPU_HOST)
     assert facts["class"] == "cpu"
     assert facts["devices"] == []
-    assert facts["driver"] is None
+    assert facts["driver"] == {"version": "580.65.06", "cuda": None}
+    assert "NVML" in facts["unread"]["driver.cuda"]
+    assert "devices[1].memory_total_bytes" in facts["unread"]
     assert facts["cpu"] == {"architecture": os.uname().machine,
                             "cores": len(os.sched_getaffinity(0)), "model": "AMD EPYC 7763"}
     assert facts["memory"] == {"total_bytes": 32614784 * 1024, "available_bytes": 1000 * 1024,
@@ -130,12 +132,37 @@ def test_without_nvml_devices_have_uuid_and_name_and_no_made_up_numbers(observe,
     facts = observe({**CPU_HOST, **VERSION, gpus % "41:00.0": INFORMATION % ("b", "41:00.0"),
                      gpus % "01:00.0": INFORMATION % ("a", "01:00.0")})
     assert facts["sources"]["devices"] == "/proc/driver/nvidia"
-    assert facts["driver"] is None
+    assert facts["driver"] == {"version": "580.65.06", "cuda": None}
+    assert "NVML" in facts["unread"]["driver.cuda"]
+    assert "devices[1].memory_total_bytes" in facts["unread"]
     assert facts["devices"] == [
         {"index": index, "uuid": "GPU-" + uuid, "name": "NVIDIA A100-PCIE-40GB",
          "capability": None, "memory_total_bytes": None, "memory_free_bytes": None}
         for index, uuid in enumerate("ab")]
     assert set(facts["unread"]) == {"nvml"}
+
+
+@pytest.mark.parametrize("line, version", [
+    ("NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023", "535.104.05"),
+    ("NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build", "580.159.04"),
+    ("NVIDIA UNIX Open Kernel Module for aarch64  570.26  Release Build", "570.26"),
+    ("something else", None),
+])
+def test_the_drivers_own_line_gives_its_version(observe, without_pynvml, line, version):
+    facts = observe({**CPU_HOST, "/proc/driver/nvidia/version": "NVRM version: %s\n" % line})
+    assert facts["driver"]["version"] == version
+
+
+@pytest.mark.parametrize("vendor, kind, expected", [
+    ("0x10de", "0x030200", "nvidia"), ("0x10de", "0x030000", "nvidia"),
+    ("0x10de", "0x040300", "cpu"), ("0x8086", "0x030000", "cpu"),
+])
+def test_a_card_without_a_driver_is_not_taken_for_no_card(
+        observe, without_pynvml, vendor, kind, expected):
+    card = "/sys/bus/pci/devices/0000:41:00.0/"
+    facts = observe({**CPU_HOST, card + "vendor": vendor + "\n", card + "class": kind + "\n"})
+    assert facts["class"] == expected
+    assert (facts["devices"] == [] and "devices" in facts["unread"]) == (expected == "nvidia")
 
 
 def test_a_device_that_does_not_name_itself_is_null_with_a_reason(observe, without_pynvml):

@@ -84,6 +84,8 @@ def test_the_life_of_a_service(rig):
     assert rig.processes() == {second}
     assert processes.engines(rig.root)["chat"][0]["plan"] == "second"
 
+    assert rig.close_if_unused() == [], "it is used"
+    assert rig.status("chat")["pid"] == second
     rig.undefine()
     rig.follow("chat")
     assert rig.status("chat") == {"state": "absent", "pid": None, "detail": ""}
@@ -95,13 +97,6 @@ def test_the_life_of_a_service(rig):
     assert rig.daemon_pid() is None
     assert not os.path.exists(rig.folder)
     assert rig.close_if_unused() == []
-
-
-def test_a_daemon_with_a_service_left_is_not_closed(rig):
-    rig.define()
-    pid = rig.runs()
-    assert rig.close_if_unused() == []
-    assert rig.status("chat")["pid"] == pid
 
 
 def test_other_services_are_left_alone(rig):

@@ -237,8 +237,8 @@ def test_a_right_stream_may_be_chunked_and_end_without_a_newline():
     ("models", CHECKS[:1]), ("completions", CHECKS[:2]), ("chat", CHECKS[:3]),
 ])
 @pytest.mark.parametrize("fault, timeout_s, says", [
-    (hangs, 0.8, "timed out"),
-    (trickles, 0.8, "goes on past 0.8 s"),
+    (hangs, 0.5, "timed out"),
+    (trickles, 0.5, "goes on past 0.5 s"),
     (endless, 60, "over %d bytes" % http_client.MAX_BODY),
 ])
 def test_a_server_that_does_not_come_to_an_end_ends_the_list(
@@ -250,9 +250,9 @@ def test_a_server_that_does_not_come_to_an_end_ends_the_list(
     assert says in found(verdict)
 
 
-@pytest.mark.parametrize("fault, says", [(hangs, "timed out"), (trickles, "goes on past 0.8 s")])
+@pytest.mark.parametrize("fault, says", [(hangs, "timed out"), (trickles, "goes on past 0.5 s")])
 def test_a_stream_that_does_not_come_to_an_end_is_caught(fault, says):
-    verdict = prove({"stream": fault}, timeout_s=0.8)
+    verdict = prove({"stream": fault}, timeout_s=0.5)
     assert failed(verdict) == ["speed"]
     assert says in found(verdict)
 

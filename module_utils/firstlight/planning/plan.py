@@ -166,7 +166,7 @@ def _release(request: Request, facts: Dict[str, Any], state: Dict[str, Any], mod
     """The newest release in the catalog that can do it on this host."""
     architecture = facts["cpu"]["architecture"]
     against: List[Tuple[str, str, str]] = []
-    for row in reversed(rows):
+    for row in rows[::-1]:
         label = "%s %s (%s)" % (row["engine"], row["version"], row["runtime"])
         objection = (
             _not_asked_for(request, row, "engine")
