@@ -211,7 +211,7 @@ def test_check_and_diff_tell_and_touch_nothing(host):
 
 @pytest.mark.parametrize("flags, how, says", [
     (["--fault", "garbage"], {}, "smoke-completion"),
-    (["--fault", "loading"], {"start_timeout_s": 2}, "not ready within 2 s: HTTP 503"),
+    (["--fault", "loading"], {"start_timeout_s": 1}, "not ready within 1 s: HTTP 503"),
     (["--no-such-flag"], {}, "unrecognized arguments: --no-such-flag"),
 ])
 def test_a_switch_that_fails_leaves_the_old_endpoint(host, flags, how, says):

@@ -63,9 +63,7 @@ def test_a_cpu_host(observe):
     facts = observe(CPU_HOST)
     assert facts["class"] == "cpu"
     assert facts["devices"] == []
-    assert facts["driver"] == {"version": "580.65.06", "cuda": None}
-    assert "NVML" in facts["unread"]["driver.cuda"]
-    assert "devices[1].memory_total_bytes" in facts["unread"]
+    assert facts["driver"] is None
     assert facts["cpu"] == {"architecture": os.uname().machine,
                             "cores": len(os.sched_getaffinity(0)), "model": "AMD EPYC 7763"}
     assert facts["memory"] == {"total_bytes": 32614784 * 1024, "available_bytes": 1000 * 1024,
@@ -139,7 +137,9 @@ def test_without_nvml_devices_have_uuid_and_name_and_no_made_up_numbers(observe,
         {"index": index, "uuid": "GPU-" + uuid, "name": "NVIDIA A100-PCIE-40GB",
          "capability": None, "memory_total_bytes": None, "memory_free_bytes": None}
         for index, uuid in enumerate("ab")]
-    assert set(facts["unread"]) == {"nvml"}
+    asked = ("capability", "memory_total_bytes", "memory_free_bytes")
+    assert set(facts["unread"]) == {"nvml", "driver.cuda"} | {
+        "devices[%d].%s" % (index, key) for index in range(2) for key in asked}
 
 
 @pytest.mark.parametrize("line, version", [
