@@ -247,7 +247,8 @@ def apply(endpoint, params):
             raise NotServing("The new endpoint %s is not right:\n%s" % (
                 endpoint.name, text(verdict["findings"])))
         phases["proof_s"] = round(sum(one["seconds"] for one in verdict["checks"]), 3)
-        _keep_old_passport(endpoint, found["passport"])
+        if found["passport"] and found["passport"]["plan"]["hash"] != wanted["hash"]:
+            _keep_old_passport(endpoint, found["passport"])
         _write_json(endpoint.passport_path, _passport(endpoint, params, verdict, phases))
     _write_json(os.path.join(endpoint.folder, "last_check.json"), dict(verdict, at=_now()))
     return {"verdict": verdict, "recovered": change.recovered}
@@ -281,9 +282,8 @@ def _passport(endpoint, params, verdict, phases):
 
 def _keep_old_passport(endpoint, old):
     """The passport of what served until now, under the hash of its plan."""
-    if old:
-        name = os.path.basename(str(old["plan"]["hash"]))[:12]
-        _write_json(os.path.join(endpoint.folder, "passports", name + ".json"), old)
+    name = os.path.basename(str(old["plan"]["hash"]))[:12]
+    _write_json(os.path.join(endpoint.folder, "passports", name + ".json"), old)
 
 
 def _resident_bytes(pid):

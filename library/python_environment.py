@@ -73,6 +73,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible.module_utils.firstlight import paths
 from ansible.module_utils.firstlight.runner import run
+from ansible.module_utils.firstlight.transaction import Busy, Lock
 
 MARKER = "firstlight.json"
 PIP_SECONDS = 1800
@@ -89,21 +90,27 @@ def observe(path):
         found = json.loads(content)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and set(found) == {"lock", "scripts"} else None
+    whole = isinstance(found, dict) and set(found) == {"python", "lock", "scripts"}
+    return found if whole else None
 
 
 def plan(wanted, found, exists):
     """The steps that lead from what was found to what is wanted."""
     if wanted is None:
         return ["remove"] if exists else []
-    if found is None or found["lock"] != wanted["lock"]:
+    if found is None or (found["python"], found["lock"]) != (wanted["python"], wanted["lock"]):
         return ["create", "install", "place", "mark"]
     return [] if wanted == found else ["place", "mark"]
 
 
 def apply(module, steps, path, wanted, found):
     """Take the steps; the marker comes last."""
+    if not steps:
+        return
     if "remove" in steps:
+        if not os.path.exists(os.path.join(path, "pyvenv.cfg")):
+            module.fail_json(msg="%s is not a virtual environment (it has no pyvenv.cfg), so it "
+                                 "is not removed. Check `path`." % path)
         shutil.rmtree(path)
         return
     marker = os.path.join(path, MARKER)
@@ -178,13 +185,23 @@ def main():
     path = params["path"]
     wanted = None
     if params["state"] == "present":
-        wanted = {"lock": params["lock"], "scripts": params["scripts"]}
+        # An environment of another Python (after an upgrade of the host) cannot be used.
+        python = "%d.%d" % sys.version_info[:2]
+        wanted = {"python": python, "lock": params["lock"], "scripts": params["scripts"]}
     started = time.monotonic()
     try:
         found = observe(path)
         steps = plan(wanted, found, os.path.lexists(path))
         if steps and not module.check_mode:
-            apply(module, steps, path, wanted, found)
+            with Lock(path + ".lock", wait_s=PIP_SECONDS):
+                # Another run may have brought it while this one waited.
+                found = observe(path)
+                steps = plan(wanted, found, os.path.lexists(path))
+                apply(module, steps, path, wanted, found)
+            if wanted is None:
+                os.unlink(path + ".lock")
+    except Busy as problem:
+        module.fail_json(msg="%s; nothing was changed. Run again when it has ended." % problem)
     except OSError as problem:
         module.fail_json(msg="%s: %s" % (
             problem.filename or path, problem.strerror or problem))

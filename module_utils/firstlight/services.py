@@ -167,7 +167,10 @@ class Supervisor:
         """Start, restart or end the program as its definition file is or is not there."""
         there = os.path.exists(self.files(name)[0])
         if self.daemon_pid() is None:
-            processes.end(self.root, name)
+            # Whatever still runs was left by a supervisord that was killed, and the one that is
+            # started now starts every program anew: all of them need their ports.
+            for orphan in processes.engines(self.root):
+                processes.end(self.root, orphan)
             if there:
                 self._start_daemon()
             return

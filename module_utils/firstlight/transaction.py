@@ -36,6 +36,44 @@ class RollbackFailed(Exception):
     """The change failed, and so did putting things back; the journal is kept for the next run."""
 
 
+class Lock:
+    """One at a time, as a context manager; the lock ends with the process, however it ends.
+
+    :param path: the lock file, which stays and holds the pid of its last holder.
+    :param wait_s: seconds to wait for whoever holds it.
+    """
+
+    def __init__(self, path: str, wait_s: float) -> None:
+        self._path, self._wait_s = path, wait_s
+        self._file: Optional[IO[str]] = None
+
+    def __enter__(self) -> Lock:
+        os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
+        file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held past this call
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    file.seek(0)
+                    holder = file.read().strip() or "unknown"
+                    file.close()
+                    raise Busy("another run holds %s (pid %s)" % (self._path, holder)) from None
+                time.sleep(0.1)
+        file.truncate(0)
+        file.write("%d\n" % os.getpid())
+        file.flush()
+        self._file = file
+        return self
+
+    def __exit__(self, *why: Any) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
 class Transaction:
     """One change, as a context manager.
 
@@ -54,11 +92,9 @@ class Transaction:
         undo: Callable[[], None] = lambda: None,
         wait_s: float = 30.0,
     ) -> None:
-        self._lock_path = os.path.join(journal, name + ".lock")
+        self._lock = Lock(os.path.join(journal, name + ".lock"), wait_s)
         self._journal_path = os.path.join(journal, name + ".json")
         self._undo = undo
-        self._wait_s = wait_s
-        self._lock: Optional[IO[str]] = None
         self._entries: List[Dict[str, Any]] = []
         self.recovered = False
         """Whether an earlier change was found half done and put back on entering."""
@@ -69,11 +105,11 @@ class Transaction:
         return os.path.exists(self._journal_path)
 
     def __enter__(self) -> Transaction:
-        self._acquire()
+        self._lock.__enter__()
         try:
             self._recover()
         except BaseException:
-            self._release()
+            self._lock.__exit__()
             raise
         return self
 
@@ -94,34 +130,7 @@ class Transaction:
                 self._roll_back(self._entries, "The change had failed: %s" % (error or kind))
             self._forget()
         finally:
-            self._release()
-
-    def _acquire(self) -> None:
-        os.makedirs(os.path.dirname(self._lock_path), mode=0o755, exist_ok=True)
-        lock = open(self._lock_path, "a+", encoding="utf-8")  # noqa: SIM115 - held past this call
-        deadline = time.monotonic() + self._wait_s
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    lock.seek(0)
-                    holder = lock.read().strip() or "unknown"
-                    lock.close()
-                    raise Busy(
-                        "another run holds %s (pid %s)" % (self._lock_path, holder)
-                    ) from None
-                time.sleep(0.1)
-        lock.truncate(0)
-        lock.write("%d\n" % os.getpid())
-        lock.flush()
-        self._lock = lock
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+            self._lock.__exit__()
 
     def _recover(self) -> None:
         left = paths.read(self._journal_path)

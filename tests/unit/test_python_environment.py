@@ -202,9 +202,25 @@ def test_a_path_that_cannot_be_written_is_named(environment):
 def test_a_link_is_not_removed_and_that_is_said(environment, tmp_path):
     (tmp_path / "venvs").mkdir()
     (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "pyvenv.cfg").touch()
     environment.path.symlink_to(tmp_path / "kept")
     failed = environment.remove()
     assert failed["failed"] is True
     assert str(environment.path) in failed["msg"]
     assert "symbolic link" in failed["msg"]
     assert (tmp_path / "kept").is_dir()
+
+
+def test_a_directory_that_is_no_environment_is_not_removed(environment):
+    environment.path.mkdir(parents=True)
+    (environment.path / "letters").write_text("dear")
+    failed = environment.remove()
+    assert failed["failed"] is True
+    assert "not a virtual environment" in failed["msg"]
+    assert (environment.path / "letters").read_text() == "dear"
+
+
+def test_an_environment_of_another_python_is_made_anew():
+    wanted = {"python": "3.11", "lock": "", "scripts": {}}
+    assert python_environment.plan(wanted, dict(wanted, python="3.9"), True)[0] == "create"
+    assert python_environment.plan(wanted, dict(wanted), True) == []

@@ -365,7 +365,7 @@ def test_a_failed_change_leaves_the_tree_as_it_was(before, steps, killed):
                 take(folder, step)
         if killed:
             # What a killed process leaves: the journal, and a lock that the kernel has freed.
-            failing._release()
+            failing._lock.__exit__()
             with change(folder / "journal") as next_run:
                 assert next_run.recovered
         else:
