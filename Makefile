@@ -11,6 +11,8 @@ ROOT ?=
 VENV := .venv
 DEV := .venv-dev
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Ansible's temporary files stay in the checkout, so that a home is neither needed nor touched.
+export ANSIBLE_HOME := $(CURDIR)/.ansible
 export LC_ALL := C.UTF-8
 
 .PHONY: help
@@ -25,7 +27,7 @@ demo: ## Serve a proven endpoint on this machine (MODEL=/path/model.gguf PORT=80
 	@started=$$(date +%s%N); \
 	$(MAKE) --no-print-directory $(VENV)/ready || exit; \
 	controller=$$(( ($$(date +%s%N) - started) / 1000000 )); \
-	model=$$MODEL; if [ -e "$$model" ]; then model=$$(realpath -- "$$model"); fi; \
+	model=$$MODEL; if [ "$$model" != canary ] && [ -e "$$model" ]; then model=$$(realpath -- "$$model"); fi; \
 	root=$$ROOT; if [ -n "$$root" ]; then root=$$(realpath -m -- "$$root"); fi; \
 	printf '%s\n' "$$root" | cat - .demo 2>/dev/null | sort -u > .demo.new; mv .demo.new .demo; \
 	FIRSTLIGHT_CONTROLLER_SECONDS=$$(printf '%d.%03d' $$((controller / 1000)) $$((controller % 1000))) \
@@ -38,14 +40,18 @@ demo down: export ROOT := $(ROOT)
 
 .PHONY: down
 down: ## Stop and remove everything that the demo made, and say what
-	@$(MAKE) --no-print-directory $(VENV)/ready || exit; \
-	if [ -n "$$ROOT" ]; then roots=$$(realpath -m -- "$$ROOT"); \
-	else roots=$$(cat .demo 2>/dev/null || true); fi; \
+	@if [ -z "$$ROOT" ] && [ ! -f .demo ]; then \
+	  echo "No demo was made here: nothing to take down. (ROOT=/path names another state.)"; \
+	  exit; \
+	fi; \
+	$(MAKE) --no-print-directory $(VENV)/ready || exit; \
+	if [ -n "$$ROOT" ]; then roots=$$(realpath -m -- "$$ROOT"); else roots=$$(cat .demo); fi; \
 	while IFS= read -r root; do \
 	  FIRSTLIGHT_ROOT=$$root $(VENV)/bin/ansible-playbook playbooks/teardown.yml \
-	    --inventory inventories/local < /dev/null || exit; \
+	    --inventory inventories/local \
+	    --extra-vars '{"inference_endpoint_teardown_names": ["demo"]}' < /dev/null || exit; \
 	done <<< "$$roots"; \
-	for made in reports/localhost/demo.json .demo $(VENV); do \
+	for made in reports/localhost/demo.json .demo .ansible $(VENV); do \
 	  if [ -e "$$made" ]; then rm -rf "$$made"; echo "  $(CURDIR)/$$made"; fi; \
 	done; \
 	rmdir reports/localhost reports 2>/dev/null || true

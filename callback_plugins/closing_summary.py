@@ -67,7 +67,11 @@ class CallbackModule(CallbackBase):
         hosts = {host: said for host, said in stats.custom.items() if host != "_run"}
         lines = []
         for host, said in sorted(hosts.items()):
-            lines += self._endpoints(host, said)
+            try:
+                lines += self._endpoints(host, said)
+            except (AttributeError, KeyError, TypeError) as problem:
+                # Passports come from hosts; one of another shape must not hide the others.
+                lines += ["", "%s: its passports cannot be read (%r)" % (host, problem)]
             lines += self._removed(host, said)
         if lines:
             lines.append("")
@@ -116,7 +120,8 @@ class CallbackModule(CallbackBase):
         if "firstlight_removed" not in said:
             return []
         removed = said["firstlight_removed"]
-        return ["", "removed on %s:" % host] + ["  " + one for one in removed or ["nothing"]]
+        did = "would be removed" if said.get("firstlight_check_mode") else "removed"
+        return ["", "%s on %s:" % (did, host)] + ["  " + one for one in removed or ["nothing"]]
 
 
 def _process_age():

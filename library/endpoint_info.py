@@ -50,6 +50,16 @@ root:
   description: C(firstlight_root) as it holds on this host.
   returned: always
   type: str
+strangers:
+  description: Names directly under the root that are not ours.
+  returned: always
+  type: list
+  elements: str
+environments:
+  description: Names of the virtual environments under C(venvs).
+  returned: always
+  type: list
+  elements: str
 manager:
   description: C(systemd) or C(supervisor), whichever keeps native engines running here.
   returned: always
@@ -66,7 +76,8 @@ endpoints:
   returned: always
   type: dict
   sample:
-    demo: {state: running, pid: 4711, plan: 9f2c..., healthy: true, strays: [], passport: {}}
+    demo: {name: demo, state: running, pid: 4711, plan: 9f2c, healthy: true, strays: [],
+           passport: {}}
 ports:
   description: Holders of the ports asked about; a free port is left out.
   returned: always
@@ -87,14 +98,18 @@ missing_libraries:
 
 import ctypes
 import importlib.util
-import json
 import os
 import platform
+import re
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import paths, processes, services
+from ansible.module_utils.firstlight import passport, paths, processes, services
 from ansible.module_utils.firstlight.http_client import get
+
+# What lies directly under the root when it is ours; the last is a file system's own.
+OURS = {"cache", "endpoints", "journal", "models", "supervisor", "venvs", "lost+found"}
+NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
 def observe(root, ports, libraries):
@@ -102,14 +117,16 @@ def observe(root, ports, libraries):
     kind = services.kind_for_this_host()
     manager = services.manager(kind, root)
     running = processes.engines(root)
-    folder = os.path.join(root, "endpoints")
-    on_disk = os.listdir(folder) if os.path.isdir(folder) else []
+    on_disk = [name for name in _listed(os.path.join(root, "endpoints")) if NAME.fullmatch(name)]
     endpoints = {
         name: _endpoint(root, name, manager.status(name), running.get(name, []))
         for name in sorted(set(on_disk) | set(running))
     }
     return {
         "root": root,
+        "strangers": sorted(set(_listed(root)) - OURS),
+        "environments": [name for name in sorted(_listed(os.path.join(root, "venvs")))
+                         if os.path.exists(os.path.join(root, "venvs", name, "pyvenv.cfg"))],
         "manager": kind,
         "uid": os.geteuid(),
         "endpoints": endpoints,
@@ -123,27 +140,25 @@ def observe(root, ports, libraries):
 
 
 def _endpoint(root, name, status, running):
-    passport = _passport(os.path.join(root, "endpoints", name, "passport.json"))
+    found = passport.read(root, name)
     managed = [one for one in running if one["pid"] == status["pid"]]
-    url = ((passport or {}).get("plan") or {}).get("url")
+    url = found["plan"]["url"] if found else None
     return {
+        "name": name,
         "state": status["state"],
         "pid": status["pid"],
         "plan": managed[0]["plan"] if managed else None,
         "healthy": bool(url and managed and get(url + "/health", timeout_s=5).status == 200),
         "strays": [] if managed else [one["pid"] for one in running],
-        "passport": passport,
+        "passport": found,
     }
 
 
-def _passport(path):
-    """The passport, or None: one that cannot be read counts as none and is written anew."""
+def _listed(folder):
     try:
-        with open(path, encoding="utf-8") as file:
-            passport = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return passport if isinstance(passport, dict) else None
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _loads(soname):
@@ -169,6 +184,8 @@ def main():
         found = observe(paths.root(params["root"]), params["ports"], params["libraries"])
     except services.ServiceError as problem:
         module.fail_json(msg="The service manager cannot be read: %s" % problem)
+    except OSError as problem:
+        module.fail_json(msg="%s: %s" % (problem.filename, problem.strerror))
     module.exit_json(changed=False, **found)
 
 

@@ -52,6 +52,10 @@ options:
     description: Facts of the host to keep in the passport.
     type: dict
     default: {}
+  request_timeout_s:
+    description: Seconds allowed for one request of the proof.
+    type: float
+    default: 120.0
 attributes:
   check_mode:
     description: Says whether it would switch, and why, and changes nothing.
@@ -73,6 +77,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+name:
+  description: The endpoint.
+  returned: always
+  type: str
 reasons:
   description: Why the endpoint was, or would be, switched; empty when it is as wanted.
   returned: always
@@ -91,27 +99,27 @@ recovered:
   returned: when it wrote anything
   type: bool
 removed:
-  description: What C(absent) stopped and removed, one line each.
-  returned: when absent
+  description: What C(absent) stopped and removed, or would, one line each.
+  returned: when absent and there was something
   type: list
   elements: str
 """
 
 import contextlib
-import json
+import glob
 import os
-import shutil
 import time
 import urllib.parse
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import paths, processes, services, smoke
+from ansible.module_utils.firstlight import passport, paths, processes, services, smoke
 from ansible.module_utils.firstlight.findings import text
 from ansible.module_utils.firstlight.http_client import get
 from ansible.module_utils.firstlight.transaction import Busy, RollbackFailed, Transaction
 
-PASSPORT_SCHEMA = 1
+# How long a running engine may be silent and idle before it counts as hanging.
+HANG_SECONDS = 5
 
 
 class NotServing(Exception):
@@ -125,7 +133,7 @@ class Endpoint:
         self.name, self.root = params["name"], params["root"]
         self.service = services.manager(params["manager"], self.root, params["supervisord"] or "")
         self.folder = os.path.join(self.root, "endpoints", self.name)
-        self.passport_path = os.path.join(self.folder, "passport.json")
+        self.passport_path = passport.path(self.root, self.name)
         self.definition_path = self.service.files(self.name)[0]
 
     def observe(self):
@@ -134,25 +142,43 @@ class Endpoint:
         status = self.service.status(self.name)
         running = processes.engines(self.root).get(self.name, [])
         managed = [one["plan"] for one in running if one["pid"] == status["pid"]]
+        kept = self.passport()
         return {
             "definition": None if definition is None else definition.decode("utf-8", "replace"),
             "status": status,
             "pids": [one["pid"] for one in running],
             "running_plan": managed[0] if managed else None,
-            "passport": self.passport(),
-            "folder": os.path.isdir(self.folder),
+            "hangs": bool(kept and managed) and self.hangs(kept["plan"], status["pid"]),
+            "passport": kept,
+            "files": self.files(),
             "half_done": self.journal().half_done,
         }
 
     def passport(self):
-        """The passport, or None when there is none that can be read."""
-        content = paths.read(self.passport_path)
-        try:
-            passport = json.loads(content or b"null")
-            whole = {"hash", "url", "start_timeout_s"} <= set(passport["plan"])
-        except (ValueError, TypeError, KeyError):
-            return None
-        return passport if whole else None
+        """The passport, or None when there is none that can be relied on."""
+        return passport.read(self.root, self.name)
+
+    def files(self):
+        """What this module and the engine's log wrote into the endpoint's folder."""
+        patterns = ("passport.json", "passports/*.json", "last_check.json", "engine.log*")
+        folder = glob.escape(self.folder)
+        return sorted(
+            file for pattern in patterns for file in glob.glob(os.path.join(folder, pattern)))
+
+    def hangs(self, wanted, pid):
+        """Whether an engine that had its time to start gives no answer and does no work.
+
+        A busy engine may keep ``/health`` waiting too, but it uses its processor.
+        """
+        worked = processes.cpu_seconds(pid)
+        deadline = time.monotonic() + HANG_SECONDS
+        while time.monotonic() < deadline:
+            if get(wanted["url"] + "/health", timeout_s=HANG_SECONDS).status:
+                return False
+            time.sleep(0.2)
+        age = processes.age_seconds(pid)
+        return (age is not None and age > wanted["start_timeout_s"]
+                and processes.cpu_seconds(pid) == worked)
 
     def journal(self):
         """The transaction that every change of this endpoint is part of."""
@@ -165,11 +191,11 @@ class Endpoint:
         An old engine that does not come up is no reason to keep the journal: its files are back,
         and a next run must be free to try something else. What serves is said at the end.
         """
-        passport = self.passport()
+        kept = self.passport()
         with contextlib.suppress(NotServing, services.ServiceError, TimeoutError):
             self.service.follow(self.name)
-            if passport and os.path.exists(self.definition_path):
-                self.wait_until_ready(passport["plan"])
+            if kept and os.path.exists(self.definition_path):
+                self.wait_until_ready(kept["plan"])
 
     def wait_until_ready(self, wanted):
         """Seconds until ``/health`` answered 200.
@@ -177,14 +203,13 @@ class Endpoint:
         :raises NotServing: when the engine died or the plan's time is over; with the log's end.
         """
         started = time.monotonic()
-        port = urllib.parse.urlsplit(wanted["url"]).port
         while True:
             answer = get(wanted["url"] + "/health", timeout_s=5)
             status = self.service.status(self.name)
             elapsed = time.monotonic() - started
             # The service must be the one that answers: another process may hold the port.
             if answer.status == 200 and status["state"] in ("running", "starting") \
-                    and processes.listens(self.root, self.name, port):
+                    and self.listens(wanted):
                 return round(elapsed, 3)
             if status["state"] == "failed":
                 raise NotServing("The engine of %s died (%s)." % (self.name, status["detail"])
@@ -197,6 +222,11 @@ class Endpoint:
                     + self._log())
             time.sleep(0.1)
 
+    def listens(self, wanted):
+        """Whether it is a process of this endpoint that listens on the plan's port."""
+        port = urllib.parse.urlsplit(wanted["url"]).port
+        return processes.listens(self.root, self.name, port)
+
     def _log(self):
         return " Its log ends:\n" + self.service.log_tail(self.name)
 
@@ -205,7 +235,7 @@ def plan(params, found):
     """Why the endpoint has to be switched; empty when it is as wanted."""
     reasons = ["an earlier switch of it was ended in the middle"] if found["half_done"] else []
     if params["state"] == "absent":
-        if found["definition"] is not None or found["pids"] or found["folder"]:
+        if found["definition"] is not None or found["pids"] or found["files"]:
             reasons.append("it is there and should not be")
         return reasons
     wanted = params["plan"]["hash"]
@@ -218,6 +248,8 @@ def plan(params, found):
         reasons.append("its service definition is not the plan's")
     elif found["running_plan"] != wanted:
         reasons.append("its engine is %s" % found["status"]["state"])
+    elif found["hangs"]:
+        reasons.append("its engine hangs: no answer and no work for %d s" % HANG_SECONDS)
     return reasons
 
 
@@ -242,15 +274,16 @@ def apply(endpoint, params):
         phases["ready_s"] = endpoint.wait_until_ready(wanted)
         verdict = smoke.prove(smoke.Target(
             wanted["url"], wanted["model"]["served_name"], params["oracle"],
-            wanted["model"]["chat_template"]))
+            wanted["model"]["chat_template"], params["request_timeout_s"]))
         if not verdict["passed"]:
             raise NotServing("The new endpoint %s is not right:\n%s" % (
                 endpoint.name, text(verdict["findings"])))
         phases["proof_s"] = round(sum(one["seconds"] for one in verdict["checks"]), 3)
         if found["passport"] and found["passport"]["plan"]["hash"] != wanted["hash"]:
             _keep_old_passport(endpoint, found["passport"])
-        _write_json(endpoint.passport_path, _passport(endpoint, params, verdict, phases))
-    _write_json(os.path.join(endpoint.folder, "last_check.json"), dict(verdict, at=_now()))
+        passport.write_json(
+            endpoint.passport_path, _passport(endpoint, params, verdict, phases))
+    passport.write_check(os.path.join(endpoint.folder, "last_check.json"), verdict)
     return {"verdict": verdict, "recovered": change.recovered}
 
 
@@ -264,9 +297,9 @@ def _write_supervisor_config(endpoint, config):
 def _passport(endpoint, params, verdict, phases):
     observed = _resident_bytes(endpoint.service.status(endpoint.name)["pid"])
     return {
-        "schema": PASSPORT_SCHEMA,
+        "schema": passport.SCHEMA,
         "endpoint": endpoint.name,
-        "written": _now(),
+        "written": passport.now(),
         "plan": params["plan"],
         "facts": params["facts"],
         "service": {"manager": params["manager"], "definition": endpoint.definition_path},
@@ -283,7 +316,7 @@ def _passport(endpoint, params, verdict, phases):
 def _keep_old_passport(endpoint, old):
     """The passport of what served until now, under the hash of its plan."""
     name = os.path.basename(str(old["plan"]["hash"]))[:12]
-    _write_json(os.path.join(endpoint.folder, "passports", name + ".json"), old)
+    passport.write_json(os.path.join(endpoint.folder, "passports", name + ".json"), old)
 
 
 def _resident_bytes(pid):
@@ -296,32 +329,28 @@ def _resident_bytes(pid):
         return None
 
 
+def to_remove(endpoint, found):
+    """What removing the endpoint ends and deletes, one line each."""
+    definitions = [path for path in endpoint.service.files(endpoint.name) if os.path.lexists(path)]
+    return (["process %d of endpoint %s" % (pid, endpoint.name) for pid in found["pids"]]
+            + ["file %s" % path for path in definitions]
+            + (["what we wrote in %s" % endpoint.folder] if found["files"] else []))
+
+
 def remove(endpoint):
-    """Stop the endpoint and remove what it alone used; says what was removed."""
-    removed = []
+    """Stop the endpoint and remove what was written for it alone; says what was removed."""
     with endpoint.journal() as change:
         found = endpoint.observe()
-        files = [path for path in endpoint.service.files(endpoint.name) if os.path.lexists(path)]
-        for path in files:
+        removed = to_remove(endpoint, found)
+        for path in endpoint.service.files(endpoint.name):
             change.snapshot(path)
-        for path in files:
-            os.unlink(path)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         endpoint.service.follow(endpoint.name)
-        removed.extend("process %d of endpoint %s" % (pid, endpoint.name) for pid in found["pids"])
-        removed.extend("file %s" % path for path in files)
-    if os.path.isdir(endpoint.folder):
-        shutil.rmtree(endpoint.folder)
-        removed.append("directory %s" % endpoint.folder)
+    paths.remove(endpoint.files(), endpoint.folder, "passports")
     removed.extend(endpoint.service.close_if_unused())
+    endpoint.journal().forget_lock()
     return {"removed": removed, "recovered": change.recovered}
-
-
-def _write_json(path, content):
-    paths.write(path, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
-
-
-def _now():
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def main():
@@ -338,6 +367,7 @@ def main():
             "plan": {"type": "dict"},
             "oracle": {"type": "dict"},
             "facts": {"type": "dict", "default": {}},
+            "request_timeout_s": {"type": "float", "default": 120.0},
         },
         required_if=[("state", "present", ("definition", "plan"))],
         supports_check_mode=True,
@@ -361,7 +391,7 @@ def main():
 def _run(module, endpoint, params):
     found = endpoint.observe()
     reasons = plan(params, found)
-    result = {"changed": bool(reasons), "reasons": reasons}
+    result = {"changed": bool(reasons), "name": endpoint.name, "reasons": reasons}
     if module._diff and reasons:
         result["diff"] = {
             "before_header": endpoint.definition_path,
@@ -369,24 +399,27 @@ def _run(module, endpoint, params):
             "before": found["definition"] or "",
             "after": params["definition"] or "",
         }
+    if reasons and params["state"] == "absent":
+        result["removed"] = to_remove(endpoint, found)
     if reasons and not module.check_mode:
         if params["state"] == "absent":
             result.update(remove(endpoint))
         else:
             result.update(apply(endpoint, params))
-    if params["state"] == "present" and endpoint.passport():
-        result["passport"] = endpoint.passport()
+    kept = endpoint.passport()
+    if params["state"] == "present" and kept:
+        result["passport"] = kept
     return result
 
 
 def _what_serves(endpoint):
     """One sentence on what is left after a failed switch."""
-    passport = endpoint.passport()
-    if passport is None:
-        return "Nothing served under this name before, and nothing does now."
-    url = passport["plan"]["url"]
+    kept = endpoint.passport()
+    if kept is None:
+        return "Nothing proven served under this name before, so nothing was put back."
+    url = kept["plan"]["url"]
     answer = get(url + "/health", timeout_s=5)
-    if answer.status == 200:
+    if answer.status == 200 and endpoint.listens(kept["plan"]):
         return "What served before is back on %s." % url
     return "What served before is NOT back on %s: %s." % (url, answer.brief())
 

@@ -193,13 +193,13 @@ def main():
         found = observe(path)
         steps = plan(wanted, found, os.path.lexists(path))
         if steps and not module.check_mode:
-            with Lock(path + ".lock", wait_s=PIP_SECONDS):
+            with Lock(path + ".lock", wait_s=PIP_SECONDS) as lock:
                 # Another run may have brought it while this one waited.
                 found = observe(path)
                 steps = plan(wanted, found, os.path.lexists(path))
                 apply(module, steps, path, wanted, found)
             if wanted is None:
-                os.unlink(path + ".lock")
+                lock.forget()
     except Busy as problem:
         module.fail_json(msg="%s; nothing was changed. Run again when it has ended." % problem)
     except OSError as problem:

@@ -85,12 +85,9 @@ findings:
   elements: dict
 """
 
-import json
-import time
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import paths, smoke
+from ansible.module_utils.firstlight import passport, smoke
 
 
 def main():
@@ -111,9 +108,8 @@ def main():
         params["url"], params["model"], params["oracle"], params["chat"], params["timeout_s"]
     ))
     if params["record"] and not module.check_mode:
-        kept = dict(verdict, at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         try:
-            paths.write(params["record"], json.dumps(kept, indent=2, sort_keys=True).encode())
+            passport.write_check(params["record"], verdict)
         except OSError as problem:
             module.fail_json(msg="The verdict cannot be kept in %s: %s" % (
                 params["record"], problem.strerror), **verdict)

@@ -17,7 +17,7 @@ BLOCKING = ("error", "fatal")
 
 
 def finding(
-    id: str,  # noqa: A002 - the contract calls it id
+    id: str,  # noqa: A002 - every finding is known by its id
     subject: str,
     found: str,
     wanted: str,

@@ -6,11 +6,14 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from typing import Optional
+from typing import Iterable, Optional
+
+DEFAULT_ROOT = "/var/lib/firstlight"
+"""Where root keeps its state."""
 
 
 def root(asked: str = "") -> str:
-    """``firstlight_root``: as asked, else the contract's default for this user.
+    """``firstlight_root``: as asked, else the default for this user.
 
     Root gets ``/var/lib/firstlight``, anyone else ``$XDG_STATE_HOME/firstlight``
     (``~/.local/state/firstlight`` where that is unset).
@@ -18,7 +21,7 @@ def root(asked: str = "") -> str:
     if asked:
         return os.path.abspath(os.path.expanduser(asked))
     if os.geteuid() == 0:
-        return "/var/lib/firstlight"
+        return DEFAULT_ROOT
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return os.path.join(state, "firstlight")
 
@@ -55,6 +58,16 @@ def write(path: str, content: bytes, mode: int = 0o644) -> None:
             os.unlink(temporary)
         raise
     fsync_folder(folder)
+
+
+def remove(files: Iterable[str], folder: str, *inner: str) -> None:
+    """Remove files of ours, then the folder and those in it, as far as nothing else is in them."""
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file)
+    for name in (*inner, ""):
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.join(folder, name))
 
 
 def fsync_folder(folder: str) -> None:

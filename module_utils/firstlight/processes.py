@@ -73,6 +73,25 @@ def listens(root: str, name: str, port: int, proc: str = "/proc") -> bool:
     return any(inodes & _socket_inodes(proc, one["pid"]) for one in ours)
 
 
+def cpu_seconds(pid: int, proc: str = "/proc") -> Optional[float]:
+    """Processor time that a process has used so far, or ``None`` when it is gone."""
+    fields = _stat(proc, pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else None
+
+
+def age_seconds(pid: int, proc: str = "/proc") -> Optional[float]:
+    """Seconds since a process was started, or ``None`` when it is gone."""
+    fields = _stat(proc, pid)
+    if not fields:
+        return None
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(proc: str, pid: int) -> List[str]:
+    """The fields of /proc/PID/stat from the third on; a name with blanks cannot shift them."""
+    return _read(proc, pid, "stat").decode("utf-8", "replace").rpartition(")")[2].split()
+
+
 def end(root: str, name: str, grace_s: float = 10.0) -> List[int]:
     """End every process of an endpoint that its service manager left behind.
 

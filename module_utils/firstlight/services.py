@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import http.client
 import os
-import shutil
 import socket
 import time
 import xmlrpc.client
 from typing import Any, Dict, List, Optional
 
-from . import processes
+from . import paths, processes
 from .runner import Ran, run
+from .transaction import Lock
 
 Status = Dict[str, Any]
 """``{state, pid, detail}``; state is absent, stopped, starting, running or failed."""
@@ -99,7 +100,11 @@ class Systemd:
         return []
 
     def _unit(self, name: str) -> str:
-        return "firstlight-%s.service" % name
+        # Units are the host's, endpoints are a root's: two roots may have one of the same name.
+        if self.root == paths.DEFAULT_ROOT:
+            return "firstlight-%s.service" % name
+        return "firstlight-%s-%s.service" % (
+            name, hashlib.sha256(self.root.encode()).hexdigest()[:8])
 
     def _must(self, ran: Ran, missing_ok: bool = False) -> None:
         if not ran.ok and not (missing_ok and "not loaded" in ran.stderr):
@@ -172,7 +177,10 @@ class Supervisor:
             for orphan in processes.engines(self.root):
                 processes.end(self.root, orphan)
             if there:
-                self._start_daemon()
+                # Another endpoint's first start may be under way; the later one finds it running.
+                with Lock(os.path.join(self.root, "journal", "supervisord.lock"), wait_s=60):
+                    if self.daemon_pid() is None:
+                        self._start_daemon()
             return
         api = self._api()
         try:
@@ -214,10 +222,12 @@ class Supervisor:
                     raise ServiceError("supervisord (pid %d) does not end within 60 s" % pid)
                 time.sleep(0.05)
             removed.append("process %d, supervisord" % pid)
-        if os.path.isdir(self.folder):
-            shutil.rmtree(self.folder)
-            removed.append("directory %s" % self.folder)
-        return removed
+        Lock(os.path.join(self.root, "journal", "supervisord.lock"), wait_s=0).forget()
+        written = [file for pattern in ("supervisord.conf", "supervisord.log*", "supervisord.pid",
+                                        "supervisor.sock")
+                   for file in glob.glob(os.path.join(glob.escape(self.folder), pattern))]
+        paths.remove(written, self.folder, "conf.d")
+        return removed + (["what we wrote in %s" % self.folder] if written else [])
 
     def _start_daemon(self) -> None:
         # The environment is emptied: a token in the caller's shell must not reach the engines.

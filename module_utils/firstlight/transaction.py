@@ -68,6 +68,11 @@ class Lock:
         self._file = file
         return self
 
+    def forget(self) -> None:
+        """Remove the lock file, when what it guarded is gone for good."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
     def __exit__(self, *why: Any) -> None:
         if self._file is not None:
             self._file.close()
@@ -131,6 +136,10 @@ class Transaction:
             self._forget()
         finally:
             self._lock.__exit__()
+
+    def forget_lock(self) -> None:
+        """Remove the lock file, when what it guarded is gone for good."""
+        self._lock.forget()
 
     def _recover(self) -> None:
         left = paths.read(self._journal_path)

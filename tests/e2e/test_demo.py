@@ -143,13 +143,49 @@ def test_the_second_run_changes_nothing_and_checks_again(demo):
 
 
 def test_check_mode_after_the_run_reports_no_change(demo):
+    status, output = playbook(demo, "site.yml", "--check", "--diff")
+    assert status == 0, output
+    assert recap(output)["changed"] == 0
+    assert "demo on localhost: proven" in output
+
+
+def playbook(demo, *arguments):
+    """Run ansible-playbook in the clone; returns its status and what it printed."""
     env = dict(os.environ, ANSIBLE_CONFIG=str(demo.clone / "ansible.cfg"),
                FIRSTLIGHT_ROOT=str(demo.root), FIRSTLIGHT_PORT=str(demo.port))
     done = subprocess.run(
-        [".venv/bin/ansible-playbook", "site.yml", "--check", "--diff"], cwd=demo.clone, env=env,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout
-    assert recap(done.stdout)["changed"] == 0
+        [".venv/bin/ansible-playbook", *arguments], cwd=demo.clone, env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("tag", [
+    "preflight", "toolbelt", "deployment_plan", "inference_endpoint", "endpoint_smoke", "verify",
+    "host_report"])
+def test_each_tag_is_safe_alone(demo, tag):
+    status, output = playbook(demo, "site.yml", "--tags", tag)
+    assert status == 0, output
+    assert recap(output)["changed"] == 0
+    assert ("demo on localhost" in output) == (tag == "host_report")
+
+
+def test_check_mode_of_the_teardown_only_says_what_it_would_remove(demo):
+    pids = demo.pids()
+    status, output = playbook(demo, "playbooks/teardown.yml", "--check")
+    assert status == 0, output
+    assert "would be removed on localhost:\n  process %d of endpoint demo" % pids[0] in output
+    assert demo.pids() == pids
+    assert demo.answers()[1] == canary.oracle()["completion"]
+
+
+def test_a_name_that_a_host_makes_up_chooses_no_path_here(demo):
+    file = demo.file("passport.json")
+    passport = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(passport, endpoint="../../../evil")))
+    status, output = demo.make("demo")
+    assert status == 0, output  # it counted as no passport and was written anew
+    assert json.loads(file.read_text())["endpoint"] == "demo"
+    assert not list(demo.clone.parent.rglob("evil*"))
 
 
 def test_a_killed_engine_comes_back_by_itself(demo):
@@ -204,6 +240,26 @@ def test_another_model_is_served_by_its_path_and_given_back(demo, tmp_path):
     assert recap(demo.make("demo")[1])["changed"] == 0
 
 
+def test_a_directory_with_something_else_in_it_is_no_root(demo, tmp_path):
+    (tmp_path / "letters").write_text("dear")
+    status, output = demo.make("demo", ROOT=str(tmp_path), PORT=str(free_port()))
+    assert status != 0
+    assert "root-not-ours" in output
+    assert "%s holds letters" % tmp_path in output
+    assert os.listdir(tmp_path) == ["letters"]
+
+
+def test_down_leaves_what_is_not_ours(demo, tmp_path):
+    for folder in ("cache", "venvs", "journal", "endpoints/mine", "models/mine"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "precious").write_text("dear")
+    status, output = playbook(
+        demo, "playbooks/teardown.yml", "-e", "firstlight_root=%s" % tmp_path)
+    assert status == 0, output
+    assert len(list(tmp_path.rglob("precious"))) == 5
+    assert re.search(r"removed on localhost:\n  nothing", output)
+
+
 def test_down_removes_everything_and_says_so(demo):
     pids = demo.pids()
     status, output = demo.make("down")
@@ -213,5 +269,12 @@ def test_down_removes_everything_and_says_so(demo):
     assert not demo.root.exists()
     assert demo.pids() == []
     assert processes.holders([demo.port]) == {}
-    left = {path.name for path in demo.clone.iterdir()} & {".venv", ".demo", "reports"}
+    left = {path.name for path in demo.clone.iterdir()} & {".venv", ".demo", ".ansible", "reports"}
     assert left == set()
+
+
+def test_down_without_a_demo_touches_nothing(demo):
+    status, output = demo.make("down", ROOT="")
+    assert status == 0
+    assert "nothing to take down" in output
+    assert not (demo.clone / ".venv").exists()

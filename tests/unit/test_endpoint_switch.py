@@ -233,7 +233,7 @@ def test_a_first_switch_that_fails_leaves_no_service_and_no_passport(host):
     new = fake("--fault", "garbage")
     failed = host.switch(new)
     assert "smoke-completion" in failed["msg"]
-    assert "Nothing served under this name before, and nothing does now." in failed["msg"]
+    assert "Nothing proven served under this name before, so nothing was put back." in failed["msg"]
     assert host.pids() == set()
     assert not (host.folder / "passport.json").exists()
     chat = host.chat()
@@ -272,7 +272,7 @@ def test_what_is_no_passport_counts_as_none(host, content):
     assert "it has no passport yet" in host.switch(fake(), check=True)["reasons"]
     assert host.chat()["healthy"] is False
     failed = host.switch(fake("--no-such-flag"))
-    assert "Nothing served under this name before" in failed["msg"]
+    assert "Nothing proven served under this name before" in failed["msg"]
 
 
 def test_a_broken_passport_is_replaced(host):
@@ -448,14 +448,61 @@ def test_removal_ends_and_removes_and_says_what(host):
     assert set(result["removed"]) == {
         "process %d of endpoint chat" % pid,
         "file %s" % host.service.files("chat")[0],
-        "directory %s" % host.folder,
+        "what we wrote in %s" % host.folder,
         "process %d, supervisord" % daemon,
-        "directory %s" % host.service.folder,
+        "what we wrote in %s" % host.service.folder,
     }
     assert host.pids() == set()
     assert not host.folder.exists()
     assert host.info()["endpoints"] == {}
-    assert host.remove() == {"changed": False, "reasons": [], "invocation": result["invocation"]}
+    assert not os.path.exists(host.service.folder)
+    assert host.remove() == {"changed": False, "name": "chat", "reasons": [],
+                             "invocation": result["invocation"]}
+
+
+def test_removal_leaves_what_is_not_ours(host):
+    host.switched(fake())
+    letters = host.folder / "letters"
+    letters.write_text("dear")
+    host.remove()
+    assert [path.name for path in host.folder.iterdir()] == ["letters"]
+    assert host.remove()["changed"] is False
+
+
+def test_removal_in_check_mode_says_what_it_would_remove(host):
+    host.switched(fake())
+    told = host.remove(check=True)["removed"]
+    assert "file %s" % host.service.files("chat")[0] in told
+    assert host.remove()["removed"][: len(told)] == told
+
+
+def test_an_engine_that_hangs_is_started_again(host):
+    serves = fake()
+    serves["start_timeout_s"] = 1  # after that long it had its time to start
+    host.switched(serves)
+    (pid,) = host.pids()
+    until(lambda: processes.age_seconds(pid) > 1)
+    assert host.switch(serves)["changed"] is False
+    os.kill(pid, signal.SIGSTOP)
+    again = host.switched(serves)
+    assert "hangs" in again["reasons"][0]
+    assert host.pids() and pid not in host.pids()
+
+
+@pytest.mark.parametrize("damage", [
+    {"plan": [1]}, {"url": 5}, {"url": "http://192.0.2.1:80"}, {"url": "file:///etc/passwd"},
+    {"hash": ["x"]}, {"start_timeout_s": "soon"}, {"model": None}, {"phases": None},
+    {"smoke": []}, {"endpoint": "../../evil"}, {"schema": 99},
+])
+def test_a_passport_of_another_shape_counts_as_none(host, damage):
+    host.switched(fake())
+    file = host.folder / "passport.json"
+    passport = json.loads(file.read_text())
+    for key, value in damage.items():
+        (passport["plan"] if key in passport["plan"] and key != "plan" else passport)[key] = value
+    file.write_text(json.dumps(passport))
+    assert host.chat()["passport"] is None
+    assert host.chat()["state"] in ("starting", "running")
 
 
 def test_removal_of_an_orphan(host):

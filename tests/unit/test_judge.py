@@ -13,7 +13,8 @@ PATH = "/srv/models/m.gguf"
 
 
 def state(**changes):
-    return {"root": ROOT, "manager": "systemd", "uid": 0, "ports": {},
+    return {"root": ROOT, "manager": "systemd", "uid": 0, "ports": {}, "endpoints": {},
+            "strangers": [],
             "python": {"version": "3.11.2", "venv": True}, **changes}
 
 
@@ -38,6 +39,28 @@ def test_a_port_held_by_another_names_pid_user_and_command():
     assert found["subject"] == "inference_endpoints[0] (chat).port"
     assert "pid 812 of www-data: nginx -g daemon off;" in found["found"]
     assert found["subject"] in found["remedy"]
+
+
+def test_the_way_out_of_a_port_that_an_endpoint_holds_is_to_take_it_down():
+    [found] = judged(state(ports=holder(endpoint="embed", root=ROOT)))
+    assert "playbooks/teardown.yml" in found["remedy"]
+    assert '"embed"' in found["remedy"]
+    assert "stop that process" not in found["remedy"]
+
+
+def test_an_endpoint_that_nobody_asks_for_is_said_to_serve_and_stops_nothing():
+    serving = {"state": "running", "passport": {"plan": {"url": "http://127.0.0.1:8001"}}}
+    gone = {"state": "absent", "passport": None}
+    [found] = judged(state(endpoints={"embed": serving, "chat": serving, "old": gone}))
+    assert (found["id"], found["severity"]) == ("endpoint-unasked", "warning")
+    assert found["subject"] == "embed"
+    assert "http://127.0.0.1:8001" in found["found"]
+
+
+def test_a_root_that_holds_what_is_not_ours_is_refused():
+    [found] = judged(state(root="/var", strangers=["backups", "log", "mail"]))
+    assert (found["id"], found["severity"]) == ("root-not-ours", "error")
+    assert found["found"] == "/var holds backups, log, mail"
 
 
 def test_a_port_held_on_another_number_is_no_matter():

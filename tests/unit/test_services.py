@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A service does what its definition file says, under a real supervisord and a scripted systemd.
 
-A real systemd is not to be had where these tests run; the molecule scenarios have one.
+A real systemd is not to be had where these tests run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import pytest
 from supervised import config, definition, kill, short_root, until
 
-from ansible.module_utils.firstlight import processes
+from ansible.module_utils.firstlight import paths, processes
 from ansible.module_utils.firstlight.services import ServiceError, Supervisor, Systemd, manager
 
 STAYS = "import time; print('here', flush=True); time.sleep(600)"
@@ -93,7 +93,7 @@ def test_the_life_of_a_service(rig):
     assert rig.daemon_pid() == daemon, "the daemon stays through all of it"
 
     removed = rig.close_if_unused()
-    assert removed == ["process %d, supervisord" % daemon, "directory %s" % rig.folder]
+    assert removed == ["process %d, supervisord" % daemon, "what we wrote in %s" % rig.folder]
     assert rig.daemon_pid() is None
     assert not os.path.exists(rig.folder)
     assert rig.close_if_unused() == []
@@ -205,7 +205,7 @@ def test_orphans_end_also_when_the_service_is_gone(rig):
     rig.undefine()
     rig.follow("chat")
     assert orphan not in rig.processes()
-    assert rig.close_if_unused() == ["directory %s" % rig.folder]
+    assert rig.close_if_unused() == ["what we wrote in %s" % rig.folder]
 
 
 def test_the_callers_environment_does_not_reach_the_service(rig, monkeypatch):
@@ -264,6 +264,7 @@ def systemd(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("PATH", "%s:%s" % (folder, os.environ["PATH"]))
     monkeypatch.setattr(Systemd, "FOLDER", str(tmp_path / "units"))
+    monkeypatch.setattr(paths, "DEFAULT_ROOT", str(tmp_path / "root"))
     service = Systemd(str(tmp_path / "root"))
     service.scripted = Scripted(folder)
     return service
@@ -347,3 +348,19 @@ def test_the_journal_gives_the_end_of_the_log(systemd):
 def test_a_manager_by_its_name():
     assert isinstance(manager("systemd", "/r"), Systemd)
     assert isinstance(manager("supervisor", "/r", "/bin/supervisord"), Supervisor)
+
+
+def test_units_of_another_root_have_names_of_their_own(systemd, tmp_path):
+    other = Systemd(str(tmp_path / "other"))
+    assert set(other.files("chat")).isdisjoint(systemd.files("chat"))
+    assert systemd.files("chat")[0].endswith("/firstlight-chat.service")
+
+
+def test_closing_leaves_what_is_not_ours(tmp_path):
+    service = Supervisor(str(tmp_path))
+    (tmp_path / "supervisor").mkdir()
+    (tmp_path / "supervisor" / "supervisord.log").touch()
+    (tmp_path / "supervisor" / "letters").touch()
+    assert service.close_if_unused() == ["what we wrote in %s" % service.folder]
+    assert os.listdir(service.folder) == ["letters"]
+    assert service.close_if_unused() == []

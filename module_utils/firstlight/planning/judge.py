@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, Dict, List
 
@@ -28,6 +29,7 @@ def against_host(
     for request in requests:
         findings.extend(_port(request, state))
         findings.extend(_model(request, models))
+    findings.extend(_unasked(requests, state))
     findings.extend(_root(state))
     findings.extend(_python(state))
     return findings
@@ -45,11 +47,33 @@ def _port(request: Request, state: Dict[str, Any]) -> List[Finding]:
             holder["user"], state["uid"])
     else:
         who = "pid %d of %s: %s" % (holder["pid"], holder["user"], holder["command"])
+    subject = "%s.port" % request["where"]
+    way_out = "change %s, or stop that process" % subject
     if holder["endpoint"]:
         who += " (Firstlight endpoint %s under %s)" % (holder["endpoint"], holder["root"])
-    subject = "%s.port" % request["where"]
+        # Its service manager would start it again.
+        way_out = "change %s, or take that endpoint down: %s" % (
+            subject, _teardown(holder["endpoint"], holder["root"]))
     return [finding("port-held", subject, "port %d is held by %s" % (request["port"], who),
-                    "a free port", "change %s, or stop that process" % subject)]
+                    "a free port", way_out)]
+
+
+def _unasked(requests: List[Request], state: Dict[str, Any]) -> List[Finding]:
+    """Endpoints of ours that nobody asks for any more go on serving; that is said."""
+    asked = {request["name"] for request in requests}
+    return [
+        finding("endpoint-unasked", name, "it serves on %s and is not in inference_endpoints"
+                % (one["passport"]["plan"]["url"] if one["passport"] else "an unknown port"),
+                "endpoints that are asked for", "ask for it, or take it down: %s"
+                % _teardown(name, state["root"]), severity="warning")
+        for name, one in sorted(state["endpoints"].items())
+        if name not in asked and one["state"] != "absent"
+    ]
+
+
+def _teardown(name: str, root: str) -> str:
+    return "ansible-playbook playbooks/teardown.yml -e '%s'" % json.dumps(
+        {"firstlight_root": root, "inference_endpoint_teardown_names": [name]})
 
 
 def _model(request: Request, models: Dict[str, Any]) -> List[Finding]:
@@ -72,6 +96,12 @@ def _root(state: Dict[str, Any]) -> List[Finding]:
             "an absolute path of letters, digits, spaces and /._@+-",
             "set firstlight_root to such a path"))
     # supervisord binds a temporary name beside it: the same with `.` and its pid.
+    if state["strangers"]:
+        findings.append(finding(
+            "root-not-ours", "firstlight_root", "%s holds %s" % (
+                root, ", ".join(state["strangers"][:5])),
+            "a directory of its own, that is new, empty or Firstlight's",
+            "set firstlight_root to such a directory"))
     length = len(root.encode()) + len("/supervisor/supervisor.sock.4194304")
     if state["manager"] == "supervisor" and length > SOCKET_PATH_LIMIT:
         findings.append(finding(

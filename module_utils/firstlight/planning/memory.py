@@ -8,7 +8,8 @@ from typing import Any, Dict, Optional
 # Share of all RAM that one CPU engine may plan with; the rest is the system's and the page
 # cache's. Of the total, not of what is free now: a plan must not change with the load.
 SHARE_OF_RAM = 0.8
-# llama.cpp's compute buffers and code on CPU; facts C16 give 0.3 to 1 GiB for real models.
+# llama.cpp's compute buffers and code on CPU: an assumption on the safe side for small models.
+# A passport's observed memory shows how far it is off.
 OVERHEAD_BYTES = 512 * 2**20
 # On CPU a longer context costs time and memory that few want by default; ask for it to get it.
 AUTO_CONTEXT_LIMIT = 8192

@@ -18,7 +18,7 @@ from .requests import Request
 Plan = Dict[str, Any]
 
 START_SECONDS_FLOOR = 60
-# A slow disk; the measured rate replaces it once a passport has one.
+# A slow disk, so that a model is not given up while it is being read.
 READ_BYTES_PER_SECOND = 100 * 2**20
 PARALLEL_REQUESTS = 4
 

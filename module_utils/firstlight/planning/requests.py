@@ -200,7 +200,7 @@ def _extra_args(where: str, request: Request) -> List[Finding]:
 
 
 def _later(where: str, request: Request) -> List[Finding]:
-    """Keys of the contract that this release cannot honour; silence would be a lie."""
+    """Keys that this release knows and cannot honour yet; silence would be a lie."""
     findings = []
     if request["api_key"] is not None:
         findings.append(_bad(
