@@ -144,7 +144,9 @@ def test_without_nvml_devices_have_uuid_and_name_and_no_made_up_numbers(observe,
 
 @pytest.mark.parametrize("line, version", [
     ("NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023", "535.104.05"),
-    ("NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build", "580.159.04"),
+    # read on an H200
+    ("NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (nixbld@)  ",
+     "580.159.04"),
     ("NVIDIA UNIX Open Kernel Module for aarch64  570.26  Release Build", "570.26"),
     ("something else", None),
 ])
