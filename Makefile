@@ -22,13 +22,17 @@ help: ## List the targets
 
 # --- The demo -------------------------------------------------------------------------------
 
+# Where the demo's state lies: ROOT, or what the modules take when there is none.
+STATE_ROOT = PYTHONPATH=module_utils $(VENV)/bin/python -c \
+  'import sys; from firstlight.paths import root; print(root(sys.argv[1]))' "$$ROOT"
+
 .PHONY: demo
 demo: ## Serve a proven endpoint on this machine (MODEL=/path/model.gguf PORT=8000 ROOT=/state)
 	@started=$$(date +%s%N); \
 	$(MAKE) --no-print-directory $(VENV)/ready || exit; \
 	controller=$$(( ($$(date +%s%N) - started) / 1000000 )); \
 	model=$$MODEL; if [ "$$model" != canary ] && [ -e "$$model" ]; then model=$$(realpath -- "$$model"); fi; \
-	root=$$ROOT; if [ -n "$$root" ]; then root=$$(realpath -m -- "$$root"); fi; \
+	root=$$($(STATE_ROOT)); \
 	printf '%s\n' "$$root" | cat - .demo 2>/dev/null | sort -u > .demo.new; mv .demo.new .demo; \
 	FIRSTLIGHT_CONTROLLER_SECONDS=$$(printf '%d.%03d' $$((controller / 1000)) $$((controller % 1000))) \
 	FIRSTLIGHT_MODEL=$$model FIRSTLIGHT_PORT=$$PORT FIRSTLIGHT_ROOT=$$root \
@@ -40,17 +44,23 @@ demo down: export ROOT := $(ROOT)
 
 .PHONY: down
 down: ## Stop and remove everything that the demo made, and say what
-	@if [ -z "$$ROOT" ] && [ ! -f .demo ]; then \
+	@if [ -z "$$ROOT" ] && [ ! -f .demo ] && [ ! -d $(VENV) ]; then \
 	  echo "No demo was made here: nothing to take down. (ROOT=/path names another state.)"; \
 	  exit; \
 	fi; \
 	$(MAKE) --no-print-directory $(VENV)/ready || exit; \
-	if [ -n "$$ROOT" ]; then roots=$$(realpath -m -- "$$ROOT"); else roots=$$(cat .demo); fi; \
+	touch .demo; \
+	if [ -n "$$ROOT" ]; then $(STATE_ROOT); else cat .demo; fi > .demo.down; \
 	while IFS= read -r root; do \
 	  FIRSTLIGHT_ROOT=$$root $(VENV)/bin/ansible-playbook playbooks/teardown.yml \
 	    --inventory inventories/local \
 	    --extra-vars '{"inference_endpoint_teardown_names": ["demo"]}' < /dev/null || exit; \
-	done <<< "$$roots"; \
+	done < .demo.down; \
+	while IFS= read -r root; do \
+	  if [ -d "$$root/endpoints/demo" ]; then printf '%s\n' "$$root"; fi; \
+	done < .demo > .demo.left; \
+	mv .demo.left .demo; rm .demo.down; \
+	if [ -s .demo ]; then echo "Other demos of this checkout are still there:"; cat .demo; exit; fi; \
 	for made in reports/localhost/demo.json .demo .ansible $(VENV); do \
 	  if [ -e "$$made" ]; then rm -rf "$$made"; echo "  $(CURDIR)/$$made"; fi; \
 	done; \

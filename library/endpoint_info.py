@@ -56,7 +56,7 @@ strangers:
   type: list
   elements: str
 environments:
-  description: Names of the virtual environments under C(venvs).
+  description: Names of our virtual environments under C(venvs), unfinished ones included.
   returned: always
   type: list
   elements: str
@@ -104,12 +104,14 @@ import re
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import passport, paths, processes, services
+from ansible.module_utils.firstlight import passport, paths, processes, python_venv, services
 from ansible.module_utils.firstlight.http_client import get
 
-# What lies directly under the root when it is ours; the last is a file system's own.
-OURS = {"cache", "endpoints", "journal", "models", "supervisor", "venvs", "lost+found"}
+# What lies directly under a root of ours; the last is a file system's own.
+OURS = {*paths.FOLDERS, "lost+found"}
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+# The journal of a switch that was ended in the middle.
+HALF_DONE = re.compile(r"endpoint-([a-z0-9][a-z0-9-]*)\.json")
 
 
 def observe(root, ports, libraries):
@@ -118,6 +120,8 @@ def observe(root, ports, libraries):
     manager = services.manager(kind, root)
     running = processes.engines(root)
     on_disk = [name for name in _listed(os.path.join(root, "endpoints")) if NAME.fullmatch(name)]
+    on_disk += [match.group(1) for match in map(HALF_DONE.fullmatch, _listed(
+        os.path.join(root, "journal"))) if match]
     endpoints = {
         name: _endpoint(root, name, manager.status(name), running.get(name, []))
         for name in sorted(set(on_disk) | set(running))
@@ -126,7 +130,7 @@ def observe(root, ports, libraries):
         "root": root,
         "strangers": sorted(set(_listed(root)) - OURS),
         "environments": [name for name in sorted(_listed(os.path.join(root, "venvs")))
-                         if os.path.exists(os.path.join(root, "venvs", name, "pyvenv.cfg"))],
+                         if python_venv.is_ours(os.path.join(root, "venvs", name))],
         "manager": kind,
         "uid": os.geteuid(),
         "endpoints": endpoints,

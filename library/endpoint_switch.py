@@ -142,14 +142,12 @@ class Endpoint:
         status = self.service.status(self.name)
         running = processes.engines(self.root).get(self.name, [])
         managed = [one["plan"] for one in running if one["pid"] == status["pid"]]
-        kept = self.passport()
         return {
             "definition": None if definition is None else definition.decode("utf-8", "replace"),
             "status": status,
             "pids": [one["pid"] for one in running],
             "running_plan": managed[0] if managed else None,
-            "hangs": bool(kept and managed) and self.hangs(kept["plan"], status["pid"]),
-            "passport": kept,
+            "passport": self.passport(),
             "files": self.files(),
             "half_done": self.journal().half_done,
         }
@@ -165,11 +163,12 @@ class Endpoint:
         return sorted(
             file for pattern in patterns for file in glob.glob(os.path.join(folder, pattern)))
 
-    def hangs(self, wanted, pid):
+    def hangs(self, found):
         """Whether an engine that had its time to start gives no answer and does no work.
 
         A busy engine may keep ``/health`` waiting too, but it uses its processor.
         """
+        wanted, pid = found["passport"]["plan"], found["status"]["pid"]
         worked = processes.cpu_seconds(pid)
         deadline = time.monotonic() + HANG_SECONDS
         while time.monotonic() < deadline:
@@ -231,7 +230,7 @@ class Endpoint:
         return " Its log ends:\n" + self.service.log_tail(self.name)
 
 
-def plan(params, found):
+def plan(params, found, hangs=lambda: False):
     """Why the endpoint has to be switched; empty when it is as wanted."""
     reasons = ["an earlier switch of it was ended in the middle"] if found["half_done"] else []
     if params["state"] == "absent":
@@ -248,7 +247,7 @@ def plan(params, found):
         reasons.append("its service definition is not the plan's")
     elif found["running_plan"] != wanted:
         reasons.append("its engine is %s" % found["status"]["state"])
-    elif found["hangs"]:
+    elif not reasons and hangs():
         reasons.append("its engine hangs: no answer and no work for %d s" % HANG_SECONDS)
     return reasons
 
@@ -259,7 +258,7 @@ def apply(endpoint, params):
     with endpoint.journal() as change:
         # Only now is it sure that nothing is half done, by an earlier run or by one beside us.
         found = endpoint.observe()
-        if not plan(params, found):
+        if not plan(params, found, lambda: endpoint.hangs(found)):
             return {"changed": change.recovered, "recovered": change.recovered}
         for path in endpoint.service.files(endpoint.name) + [endpoint.passport_path]:
             change.snapshot(path)
@@ -347,9 +346,8 @@ def remove(endpoint):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         endpoint.service.follow(endpoint.name)
-    paths.remove(endpoint.files(), endpoint.folder, "passports")
-    removed.extend(endpoint.service.close_if_unused())
-    endpoint.journal().forget_lock()
+        paths.remove(endpoint.files(), endpoint.folder, "passports")
+        change.forget_lock()
     return {"removed": removed, "recovered": change.recovered}
 
 
@@ -390,7 +388,7 @@ def main():
 
 def _run(module, endpoint, params):
     found = endpoint.observe()
-    reasons = plan(params, found)
+    reasons = plan(params, found, lambda: endpoint.hangs(found))
     result = {"changed": bool(reasons), "name": endpoint.name, "reasons": reasons}
     if module._diff and reasons:
         result["diff"] = {

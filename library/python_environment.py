@@ -71,11 +71,11 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import paths
+from ansible.module_utils.firstlight import paths, python_venv
+from ansible.module_utils.firstlight.python_venv import MARKER
 from ansible.module_utils.firstlight.runner import run
 from ansible.module_utils.firstlight.transaction import Busy, Lock
 
-MARKER = "firstlight.json"
 PIP_SECONDS = 1800
 # What a new environment comes with.
 SEEDS = {"pip", "setuptools", "wheel"}
@@ -108,16 +108,15 @@ def apply(module, steps, path, wanted, found):
     if not steps:
         return
     if "remove" in steps:
-        if not os.path.exists(os.path.join(path, "pyvenv.cfg")):
-            module.fail_json(msg="%s is not a virtual environment (it has no pyvenv.cfg), so it "
-                                 "is not removed. Check `path`." % path)
         shutil.rmtree(path)
         return
     marker = os.path.join(path, MARKER)
     if os.path.exists(marker):
         os.unlink(marker)
     if "create" in steps:
-        _must(module, [sys.executable, "-I", "-m", "venv", path],
+        # venv keeps the links of an earlier Python, dangling or not, unless told to start over.
+        anew = [] if _python_of(path) in (None, wanted["python"]) else ["--clear"]
+        _must(module, [sys.executable, "-I", "-m", "venv", *anew, path],
               "A virtual environment cannot be made with %s. On Debian and Ubuntu install "
               "python3-venv; check that %s can be written." % (sys.executable, path))
     if "install" in steps:
@@ -128,6 +127,15 @@ def apply(module, steps, path, wanted, found):
     for name, text in wanted["scripts"].items():
         paths.write(os.path.join(path, "bin", name), text.encode(), mode=0o755)
     paths.write(marker, json.dumps(wanted).encode())
+
+
+def _python_of(path):
+    """The version of an environment's Python; None without one, empty when it does not run."""
+    python = os.path.join(path, "bin", "python")
+    if not os.path.lexists(python):
+        return None
+    return run([python, "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+               ).stdout.strip()
 
 
 def _install(module, path, lock):
@@ -192,14 +200,17 @@ def main():
     try:
         found = observe(path)
         steps = plan(wanted, found, os.path.lexists(path))
+        if "remove" in steps and not python_venv.is_ours(path):
+            module.fail_json(msg="%s is not a virtual environment of ours (it has no %s), so it is "
+                                 "not removed. Check `path`." % (path, MARKER))
         if steps and not module.check_mode:
-            with Lock(path + ".lock", wait_s=PIP_SECONDS) as lock:
+            with Lock(python_venv.lock_path(path), wait_s=PIP_SECONDS) as lock:
                 # Another run may have brought it while this one waited.
                 found = observe(path)
                 steps = plan(wanted, found, os.path.lexists(path))
                 apply(module, steps, path, wanted, found)
-            if wanted is None:
-                lock.forget()
+                if wanted is None:
+                    lock.forget()
     except Busy as problem:
         module.fail_json(msg="%s; nothing was changed. Run again when it has ended." % problem)
     except OSError as problem:

@@ -35,7 +35,7 @@ options:
   record:
     description:
       - File that receives the verdict, the passport's C(last_check.json). Writing it is no change.
-      - Nothing is written in check mode.
+      - Nothing is written in check mode, or where its directory does not exist.
     type: path
 attributes:
   check_mode:
@@ -85,6 +85,8 @@ findings:
   elements: dict
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible.module_utils.firstlight import passport, smoke
@@ -107,12 +109,14 @@ def main():
     verdict = smoke.prove(smoke.Target(
         params["url"], params["model"], params["oracle"], params["chat"], params["timeout_s"]
     ))
-    if params["record"] and not module.check_mode:
+    # Where no endpoint was ever brought there is no folder, and asking must not make one.
+    record = params["record"]
+    if record and os.path.isdir(os.path.dirname(record)) and not module.check_mode:
         try:
-            passport.write_check(params["record"], verdict)
+            passport.write_check(record, verdict)
         except OSError as problem:
             module.fail_json(msg="The verdict cannot be kept in %s: %s" % (
-                params["record"], problem.strerror), **verdict)
+                record, problem.strerror), **verdict)
     module.exit_json(changed=False, **verdict)
 
 

@@ -44,7 +44,8 @@ def _whole(found: Any, name: str) -> bool:
             and found["endpoint"] == name
             and isinstance(plan["hash"], str)
             and bool(URL.fullmatch(plan["url"]))
-            and type(plan["start_timeout_s"]) in (int, float)
+            and int(plan["url"].rpartition(":")[2]) <= 65535
+            and type(plan["start_timeout_s"]) is int
             and isinstance(plan["model"]["served_name"], str)
             and isinstance(found["smoke"]["figures"], dict)
             and isinstance(found["phases"], dict)

@@ -11,6 +11,9 @@ from typing import Iterable, Optional
 DEFAULT_ROOT = "/var/lib/firstlight"
 """Where root keeps its state."""
 
+FOLDERS = ("cache", "endpoints", "journal", "models", "supervisor", "venvs")
+"""What lies directly under the root."""
+
 
 def root(asked: str = "") -> str:
     """``firstlight_root``: as asked, else the default for this user.

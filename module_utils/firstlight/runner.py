@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -59,8 +60,11 @@ def run(argv: List[str], timeout_s: float = 10.0, env: Optional[Mapping[str, str
         try:
             stdout, stderr = tool.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            os.killpg(tool.pid, signal.SIGKILL)
+            _kill_group(tool.pid)
             return Ran(argv, None, "", "", "no answer within %g s" % timeout_s)
+        except BaseException:  # an interrupted run must not leave it at work
+            _kill_group(tool.pid)
+            raise
     return Ran(
         argv,
         tool.returncode,
@@ -68,3 +72,8 @@ def run(argv: List[str], timeout_s: float = 10.0, env: Optional[Mapping[str, str
         stderr.decode("utf-8", "replace"),
         "",
     )
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)

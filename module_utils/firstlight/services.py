@@ -95,6 +95,10 @@ class Systemd:
         ran = run(["journalctl", "--unit", unit, "--lines", str(lines), "--output", "cat"])
         return ran.stdout.strip() if ran.ok else ran.complaint()
 
+    def left_over(self) -> List[str]:
+        """Nothing: systemd is the host's own."""
+        return []
+
     def close_if_unused(self) -> List[str]:
         """Nothing to close: systemd is the host's own."""
         return []
@@ -171,17 +175,16 @@ class Supervisor:
     def follow(self, name: str) -> None:
         """Start, restart or end the program as its definition file is or is not there."""
         there = os.path.exists(self.files(name)[0])
-        if self.daemon_pid() is None:
-            # Whatever still runs was left by a supervisord that was killed, and the one that is
-            # started now starts every program anew: all of them need their ports.
-            for orphan in processes.engines(self.root):
-                processes.end(self.root, orphan)
-            if there:
-                # Another endpoint's first start may be under way; the later one finds it running.
-                with Lock(os.path.join(self.root, "journal", "supervisord.lock"), wait_s=60):
-                    if self.daemon_pid() is None:
-                        self._start_daemon()
-            return
+        # Two endpoints may need a supervisord at the same moment: the later one finds it running.
+        with Lock(os.path.join(self.root, "journal", "supervisord.lock"), wait_s=60):
+            if self.daemon_pid() is None:
+                # Whatever still runs was left by a supervisord that was killed, and the one that
+                # is started now starts every program anew: all of them need their ports.
+                for orphan in processes.engines(self.root):
+                    processes.end(self.root, orphan)
+                if there:
+                    self._start_daemon()
+                return
         api = self._api()
         try:
             with contextlib.suppress(xmlrpc.client.Fault):
@@ -208,12 +211,18 @@ class Supervisor:
             return "%s: %s" % (path, problem.strerror)
         return "\n".join(tail[-lines:])
 
-    def close_if_unused(self) -> List[str]:
-        """End supervisord and remove its folder when it has no program left; says what went."""
+    def left_over(self) -> List[str]:
+        """What :meth:`close_if_unused` would end and remove."""
         if glob.glob(os.path.join(glob.escape(self.folder), "conf.d", "*.conf")):
             return []
-        removed = []
         pid = self.daemon_pid()
+        return ((["process %d, supervisord" % pid] if pid is not None else [])
+                + (["what we wrote in %s" % self.folder] if self._written() else []))
+
+    def close_if_unused(self) -> List[str]:
+        """End supervisord and remove its files when it has no program left; says what went."""
+        left = self.left_over()
+        pid = self.daemon_pid() if left else None
         if pid is not None:
             self._api().shutdown()
             deadline = time.monotonic() + 60
@@ -221,13 +230,15 @@ class Supervisor:
                 if time.monotonic() > deadline:
                     raise ServiceError("supervisord (pid %d) does not end within 60 s" % pid)
                 time.sleep(0.05)
-            removed.append("process %d, supervisord" % pid)
-        Lock(os.path.join(self.root, "journal", "supervisord.lock"), wait_s=0).forget()
-        written = [file for pattern in ("supervisord.conf", "supervisord.log*", "supervisord.pid",
-                                        "supervisor.sock")
-                   for file in glob.glob(os.path.join(glob.escape(self.folder), pattern))]
-        paths.remove(written, self.folder, "conf.d")
-        return removed + (["what we wrote in %s" % self.folder] if written else [])
+        if left:
+            paths.remove(self._written(), self.folder, "conf.d")
+        return left
+
+    def _written(self) -> List[str]:
+        """The files of supervisord's own."""
+        names = ("supervisord.conf", "supervisord.log*", "supervisord.pid", "supervisor.sock")
+        return [file for name in names
+                for file in glob.glob(os.path.join(glob.escape(self.folder), name))]
 
     def _start_daemon(self) -> None:
         # The environment is emptied: a token in the caller's shell must not reach the engines.

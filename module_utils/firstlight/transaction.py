@@ -49,18 +49,22 @@ class Lock:
 
     def __enter__(self) -> Lock:
         os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
-        file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held past this call
         deadline = time.monotonic() + self._wait_s
         while True:
+            file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held past this call
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if self._is_still(file):
+                    break
+                # The last holder removed it: whoever comes now locks another file.
+                file.close()
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     file.seek(0)
                     holder = file.read().strip() or "unknown"
                     file.close()
                     raise Busy("another run holds %s (pid %s)" % (self._path, holder)) from None
+                file.close()
                 time.sleep(0.1)
         file.truncate(0)
         file.write("%d\n" % os.getpid())
@@ -68,8 +72,16 @@ class Lock:
         self._file = file
         return self
 
+    def _is_still(self, file: IO[str]) -> bool:
+        """Whether the open file is the one under the path."""
+        try:
+            there = os.stat(self._path)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(file.fileno()))
+
     def forget(self) -> None:
-        """Remove the lock file, when what it guarded is gone for good."""
+        """Remove the lock file while it is held: what it guards is gone for good."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
 
@@ -138,7 +150,7 @@ class Transaction:
             self._lock.__exit__()
 
     def forget_lock(self) -> None:
-        """Remove the lock file, when what it guarded is gone for good."""
+        """Remove the lock file, from inside: what it guards is gone for good."""
         self._lock.forget()
 
     def _recover(self) -> None:

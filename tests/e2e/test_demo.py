@@ -250,14 +250,37 @@ def test_a_directory_with_something_else_in_it_is_no_root(demo, tmp_path):
 
 
 def test_down_leaves_what_is_not_ours(demo, tmp_path):
-    for folder in ("cache", "venvs", "journal", "endpoints/mine", "models/mine"):
-        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "venvs/work").mkdir(parents=True)
+    (tmp_path / "venvs/work/pyvenv.cfg").touch()
+    for folder in ("cache", "venvs/work", "journal", "endpoints/mine", "models/mine"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / "precious").write_text("dear")
     status, output = playbook(
         demo, "playbooks/teardown.yml", "-e", "firstlight_root=%s" % tmp_path)
     assert status == 0, output
     assert len(list(tmp_path.rglob("precious"))) == 5
     assert re.search(r"removed on localhost:\n  nothing", output)
+
+
+def test_a_recovered_endpoint_is_proven_again(demo):
+    # A switch that was killed after it had put everything back.
+    journal = demo.root / "journal" / "endpoint-demo.json"
+    journal.write_text('{"entries": []}')
+    status, output = demo.make("demo")
+    assert status == 0, output
+    assert not journal.exists()
+    assert "demo on localhost: proven" in output
+
+
+def test_down_of_one_demo_leaves_the_others(demo):
+    other = {"ROOT": str(demo.root) + "-2", "PORT": str(free_port())}
+    status, output = demo.make("demo", **other)
+    assert status == 0, output
+    status, output = demo.make("down", ROOT=other["ROOT"])
+    assert status == 0, output
+    assert "Other demos of this checkout are still there:\n%s\n" % demo.root in output
+    assert not os.path.exists(other["ROOT"])
+    assert demo.answers()[1] == canary.oracle()["completion"]
 
 
 def test_down_removes_everything_and_says_so(demo):

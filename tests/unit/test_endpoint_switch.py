@@ -449,13 +449,11 @@ def test_removal_ends_and_removes_and_says_what(host):
         "process %d of endpoint chat" % pid,
         "file %s" % host.service.files("chat")[0],
         "what we wrote in %s" % host.folder,
-        "process %d, supervisord" % daemon,
-        "what we wrote in %s" % host.service.folder,
     }
     assert host.pids() == set()
     assert not host.folder.exists()
     assert host.info()["endpoints"] == {}
-    assert not os.path.exists(host.service.folder)
+    assert host.service.daemon_pid() == daemon, "it is not the endpoint's alone"
     assert host.remove() == {"changed": False, "name": "chat", "reasons": [],
                              "invocation": result["invocation"]}
 
@@ -513,7 +511,7 @@ def test_removal_of_an_orphan(host):
     result = host.remove()
     assert "process %d of endpoint chat" % pid in result["removed"]
     assert host.pids() == set()
-    assert not os.path.exists(host.service.folder)
+    assert host.service.daemon_pid() is None
 
 
 # What the information says of a host --------------------------------------------------------

@@ -202,7 +202,7 @@ def test_a_path_that_cannot_be_written_is_named(environment):
 def test_a_link_is_not_removed_and_that_is_said(environment, tmp_path):
     (tmp_path / "venvs").mkdir()
     (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "pyvenv.cfg").touch()
+    (tmp_path / "kept" / "firstlight.json").touch()
     environment.path.symlink_to(tmp_path / "kept")
     failed = environment.remove()
     assert failed["failed"] is True
@@ -214,10 +214,21 @@ def test_a_link_is_not_removed_and_that_is_said(environment, tmp_path):
 def test_a_directory_that_is_no_environment_is_not_removed(environment):
     environment.path.mkdir(parents=True)
     (environment.path / "letters").write_text("dear")
+    (environment.path / "pyvenv.cfg").touch()  # somebody else's
     failed = environment.remove()
     assert failed["failed"] is True
     assert "not a virtual environment" in failed["msg"]
     assert (environment.path / "letters").read_text() == "dear"
+
+
+def test_an_environment_whose_python_is_gone_is_made_anew(environment):
+    assert environment.bring("")["changed"] is True
+    for python in list((environment.path / "bin").glob("python*")):
+        python.unlink()
+        python.symlink_to("/usr/bin/python0.1")  # as an upgrade of the host leaves it
+    assert environment.bring("")["changed"] is True
+    assert os.path.exists(environment.path / "bin" / "python3")
+    assert environment.bring("")["changed"] is False
 
 
 def test_an_environment_of_another_python_is_made_anew():

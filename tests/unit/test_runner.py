@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -76,11 +78,26 @@ time.sleep(900)
 """ % str(tmp_path / "pid")
     ran = python(code, timeout_s=5)
     assert ran.error == "no answer within 5 s"
-    child = pathlib.Path("/proc", (tmp_path / "pid").read_text(), "stat")
+    wait_for_end((tmp_path / "pid").read_text())
+
+
+def test_a_tool_ends_when_the_run_is_interrupted(tmp_path):
+    code = "import os, pathlib, time; pathlib.Path(%r).write_text(str(os.getpid()))\n" \
+           "time.sleep(900)" % str(tmp_path / "pid")
+    timer = threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        python(code, timeout_s=60)
+    timer.join()
+    wait_for_end((tmp_path / "pid").read_text())
+
+
+def wait_for_end(pid):
+    stat = pathlib.Path("/proc", pid, "stat")
     deadline = time.monotonic() + 10
     # Nobody may wait for an orphan: as a zombie it has ended too.
-    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline, "the child lives on"
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "it lives on"
         time.sleep(0.05)
 
 

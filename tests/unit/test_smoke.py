@@ -289,6 +289,7 @@ def ask(run_module, url, **more):
 
 def test_the_module_reports_and_records_without_a_change(run_module, tmp_path):
     record = tmp_path / "endpoints" / "chat" / "last_check.json"
+    record.parent.mkdir(parents=True)
     with serving() as url:
         result = ask(run_module, url, record=str(record))
     assert (result["changed"], result["passed"]) == (False, True)
@@ -319,8 +320,8 @@ def test_check_mode_asks_and_does_not_record(run_module, tmp_path):
 
 
 def test_a_record_that_cannot_be_written_is_an_error_with_the_verdict(run_module, tmp_path):
-    (tmp_path / "file").write_text("")
-    record = os.path.join(str(tmp_path), "file", "last_check.json")
+    record = str(tmp_path / "last_check.json")
+    os.mkdir(record)
     with serving() as url:
         result = ask(run_module, url, record=record)
     assert result["failed"] is True
@@ -332,3 +333,10 @@ def test_the_time_limit_reaches_the_requests(run_module):
     with serving({"models": hangs}) as url:
         result = ask(run_module, url, timeout_s=0.2)
     assert "timed out" in found(result)
+
+
+def test_asking_makes_no_folder_where_no_endpoint_was_ever_brought(run_module, tmp_path):
+    record = tmp_path / "endpoints" / "chat" / "last_check.json"
+    with serving() as url:
+        assert ask(run_module, url, record=str(record))["passed"] is True
+    assert list(tmp_path.glob("endpoints")) == []

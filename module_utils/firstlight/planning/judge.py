@@ -72,7 +72,7 @@ def _unasked(requests: List[Request], state: Dict[str, Any]) -> List[Finding]:
 
 
 def _teardown(name: str, root: str) -> str:
-    return "ansible-playbook playbooks/teardown.yml -e '%s'" % json.dumps(
+    return "ansible-playbook playbooks/teardown.yml -i INVENTORY --limit HOST -e '%s'" % json.dumps(
         {"firstlight_root": root, "inference_endpoint_teardown_names": [name]})
 
 
@@ -95,13 +95,14 @@ def _root(state: Dict[str, Any]) -> List[Finding]:
             "root-unusable", "firstlight_root", repr(root),
             "an absolute path of letters, digits, spaces and /._@+-",
             "set firstlight_root to such a path"))
-    # supervisord binds a temporary name beside it: the same with `.` and its pid.
     if state["strangers"]:
         findings.append(finding(
             "root-not-ours", "firstlight_root", "%s holds %s" % (
                 root, ", ".join(state["strangers"][:5])),
             "a directory of its own, that is new, empty or Firstlight's",
-            "set firstlight_root to such a directory"))
+            "move that away" if state["endpoints"] else "set firstlight_root to such a directory",
+            severity="warning" if state["endpoints"] else "error"))
+    # supervisord binds a temporary name beside it: the same with `.` and its pid.
     length = len(root.encode()) + len("/supervisor/supervisor.sock.4194304")
     if state["manager"] == "supervisor" and length > SOCKET_PATH_LIMIT:
         findings.append(finding(

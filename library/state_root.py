@@ -1,0 +1,121 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible module: clear away what is left of ours when no endpoint is."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: state_root
+short_description: Clear away what is left under firstlight_root when no endpoint is
+description:
+  - Ends a supervisord of ours that has no program, removes its files, lock files that nobody holds
+    and our folders as far as they are empty, and then the root itself when it is.
+  - Nothing else is removed. A file that is not ours stays, and so do its folder and the root.
+options:
+  root:
+    description: C(firstlight_root) on this host.
+    type: path
+    required: true
+  manager:
+    description: What keeps native engines running here.
+    type: str
+    choices: [systemd, supervisor]
+    required: true
+  state:
+    description: What is left should go.
+    type: str
+    choices: [absent]
+    required: true
+attributes:
+  check_mode:
+    description: Says what it would end and remove as things are now, and changes nothing.
+    support: full
+  diff_mode:
+    description: What it removes is in RV(removed); there is no difference to show.
+    support: none
+author:
+  - Firstlight contributors
+"""
+
+EXAMPLES = r"""
+- name: Clear away what is left
+  state_root:
+    root: /var/lib/firstlight
+    manager: systemd
+    state: absent
+"""
+
+RETURN = r"""
+removed:
+  description: What was ended and removed, or would be, one line each.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import contextlib
+import glob
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible.module_utils.firstlight import paths, services
+from ansible.module_utils.firstlight.transaction import Busy, Lock
+
+
+def observe(root, manager):
+    """What is left that can go: ``{service, locks, folders}``."""
+    inside = glob.escape(root)
+    return {
+        "service": services.manager(manager, root).left_over(),
+        "locks": sorted(glob.glob(os.path.join(inside, "journal", "*.lock"))
+                        + glob.glob(os.path.join(inside, "venvs", "*.lock"))),
+        # Inner ones first, so that an emptied folder can go after them.
+        "folders": [folder for folder in (
+            *glob.glob(os.path.join(inside, "endpoints", "*")),
+            *(os.path.join(root, name) for name in paths.FOLDERS), root)
+            if os.path.isdir(folder) and not os.path.islink(folder)],
+    }
+
+
+def apply(root, manager, found):
+    """End and remove what was found; says what went."""
+    removed = services.manager(manager, root).close_if_unused()
+    for file in found["locks"]:
+        # Whoever holds it is at work: then it is not left over.
+        with contextlib.suppress(Busy), Lock(file, wait_s=0) as lock:
+            lock.forget()
+    for folder in found["folders"]:
+        # Not empty, or a mount point: then it stays.
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+            removed.append("directory %s" % folder)
+    return removed
+
+
+def main():
+    """Observe, and unless in check mode apply."""
+    module = AnsibleModule(
+        argument_spec={
+            "root": {"type": "path", "required": True},
+            "manager": {"type": "str", "choices": ["systemd", "supervisor"], "required": True},
+            "state": {"type": "str", "choices": ["absent"], "required": True},
+        },
+        supports_check_mode=True,
+    )
+    root, manager = module.params["root"], module.params["manager"]
+    try:
+        found = observe(root, manager)
+        if module.check_mode:
+            removed = found["service"] + [
+                "directory %s" % folder for folder in found["folders"] if not os.listdir(folder)]
+        else:
+            removed = apply(root, manager, found)
+    except (OSError, services.ServiceError) as problem:
+        module.fail_json(msg="%s cannot be cleared: %s" % (root, problem))
+    module.exit_json(changed=bool(removed), removed=removed)
+
+
+if __name__ == "__main__":
+    main()

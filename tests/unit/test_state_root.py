@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is left of ours goes when no endpoint is; nothing else does."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+import pytest
+import state_root
+from supervised import config, definition, short_root
+
+from ansible.module_utils.firstlight import paths, services
+
+
+@pytest.fixture
+def clear(run_module):
+    def cleared(root, manager="systemd", **how):
+        return run_module(state_root.main, root=str(root), manager=manager, state="absent", **how)
+
+    return cleared
+
+
+def skeleton(root):
+    """What a teardown of every endpoint leaves."""
+    for name in (*paths.FOLDERS, "endpoints/chat"):
+        os.makedirs(root / name)
+    (root / "journal" / "endpoint-chat.lock").touch()
+    (root / "venvs" / "toolbelt.lock").touch()
+
+
+def test_an_empty_skeleton_goes_whole(clear, tmp_path):
+    root = tmp_path / "root"
+    skeleton(root)
+    told = clear(root, check=True)
+    assert told["changed"] is True
+    assert (root / "journal" / "endpoint-chat.lock").exists()
+    assert "directory %s" % root in clear(root)["removed"]
+    assert not root.exists()
+    again = clear(root)
+    assert (again["changed"], again["removed"]) == (False, [])
+
+
+@pytest.mark.parametrize("file", [
+    "letters", "lost+found/x", "cache/x", "venvs/mine/pyvenv.cfg", "models/mine/m.gguf",
+    "endpoints/chat/notes", "journal/notes", "supervisor/notes"])
+def test_what_is_not_ours_stays(clear, tmp_path, file):
+    skeleton(tmp_path)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("dear")
+    for manager in ("systemd", "supervisor"):
+        clear(tmp_path, manager)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / file]
+
+
+def test_foreign_folders_stay_even_when_they_are_empty(clear, tmp_path):
+    skeleton(tmp_path)
+    (tmp_path / "models" / "mine").mkdir()
+    (tmp_path / "lost+found").mkdir()
+    clear(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"models", "mine", "lost+found"}
+
+
+def test_a_lock_that_is_held_is_not_left_over(clear, tmp_path):
+    skeleton(tmp_path)
+    with open(tmp_path / "journal" / "endpoint-chat.lock", "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        clear(tmp_path)
+    assert (tmp_path / "journal" / "endpoint-chat.lock").exists()
+
+
+def test_a_supervisord_without_programs_ends_and_one_with_programs_goes_on(clear, supervisord):
+    with short_root() as root:
+        service = services.Supervisor(root, supervisord)
+        paths.write(service.config, config().encode())
+        program = service.files("chat")[0]
+        paths.write(program, definition(root, "chat", ["/bin/sleep", "600"], "h", {}).encode())
+        os.makedirs(os.path.join(root, "endpoints", "chat"))
+        service.follow("chat")
+        daemon = service.daemon_pid()
+        assert daemon
+
+        assert not [line for line in clear(root, "supervisor")["removed"] if "supervisor" in line]
+        assert service.daemon_pid() == daemon
+
+        os.unlink(program)
+        service.follow("chat")
+        told = clear(root, "supervisor", check=True)["removed"]
+        assert "process %d, supervisord" % daemon in told
+        assert service.daemon_pid() == daemon
+        removed = clear(root, "supervisor")["removed"]
+        assert "process %d, supervisord" % daemon in removed
+        assert service.daemon_pid() is None
+        assert not os.path.exists(service.folder)
