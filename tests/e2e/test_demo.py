@@ -250,9 +250,9 @@ def test_a_directory_with_something_else_in_it_is_no_root(demo, tmp_path):
 
 
 def test_down_leaves_what_is_not_ours(demo, tmp_path):
-    (tmp_path / "venvs/work").mkdir(parents=True)
-    (tmp_path / "venvs/work/pyvenv.cfg").touch()
-    for folder in ("cache", "venvs/work", "journal", "endpoints/mine", "models/mine"):
+    (tmp_path / "venvs/mine").mkdir(parents=True)
+    (tmp_path / "venvs/mine/pyvenv.cfg").touch()
+    for folder in ("cache", "venvs/mine", "journal", "endpoints/mine", "models/mine"):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / "precious").write_text("dear")
     status, output = playbook(
