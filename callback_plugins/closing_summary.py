@@ -94,10 +94,12 @@ class CallbackModule(CallbackBase):
         for passport in said.get("firstlight_passports", []):
             plan = passport["plan"]
             verdict = verdicts.get(plan["url"])
+            standing = "not asked" if verdict is None else (
+                "proven" if verdict["passed"] else "NOT proven")
             figures = verdict["figures"] if verdict else passport["smoke"]["figures"]
             lines += [
                 "",
-                "%s on %s: %s" % (plan["name"], host, "proven" if verdict else "not asked"),
+                "%s on %s: %s" % (plan["name"], host, standing),
                 "endpoint  %s" % plan["url"],
                 "engine    %s %s (%s)" % (
                     plan["engine"], plan["engine_version"], plan["runtime"]),

@@ -133,7 +133,6 @@ class Supervisor:
         "UNKNOWN": "failed",
     }
     BAD_NAME = 10
-    ALREADY_ADDED = 90
 
     def __init__(self, root: str, supervisord: str = "") -> None:
         self.root = root

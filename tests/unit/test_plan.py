@@ -459,3 +459,12 @@ def test_systemd_reads_the_words_that_were_written(argv):
 def test_the_unquoter_of_these_tests_unquotes():
     assert read_by_systemd(r'''a "b \"c" 'd e' %h/%% $$X ${V} ""''', {"V": "v"}) == [
         "a", 'b "c', "d e", "/root/%", "$X", "v", ""]
+
+
+def test_a_release_without_a_cpu_build_is_not_taken_for_the_cpu(catalog):
+    [row] = catalog["engine_releases"]
+    gpu_only = dict(catalog, engine_releases=[dict(row, devices=["nvidia"])])
+    assert "runs on nvidia, not cpu" in only_refusal(gpu_only)["found"]
+    newer = dict(row, version="2099.1", devices=["nvidia"])
+    both = dict(catalog, engine_releases=[row, newer])
+    assert only_plan(both)["engine_version"] == row["version"]

@@ -73,7 +73,7 @@ FILES = {
 }
 
 _MAX_TOKENS = 24
-_PROMPT_WORDS = 40  # one more than the longest lookback of both layers together
+_PROMPT_WORDS = weights.LONGEST_LOOKBACK + 1
 _PROMPT_SEED = b"firstlight canary prompt 128"
 # The codes of the words that the reference answers with, to the prompt and to it as a chat message.
 _COMPLETION = bytes.fromhex("54ef7deeb16465810ede3d06e54ee827b8c002fba9d9cd1c")

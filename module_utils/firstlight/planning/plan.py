@@ -172,6 +172,8 @@ def _release(request: Request, facts: Dict[str, Any], state: Dict[str, Any], mod
             _not_asked_for(request, row, "engine")
             or _not_asked_for(request, row, "runtime")
             or _unfit("model", model["format"], row["formats"], "reads")
+            # This planner places on the CPU alone; a release without a CPU build is none for it.
+            or _unfit("engine", "cpu", row["devices"], "runs on")
             or _unfit("engine", architecture, row["architectures"], "runs on")
             or _python_too_old(state, row)
         )
