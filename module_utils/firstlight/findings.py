@@ -61,13 +61,16 @@ def blocking(findings: Iterable[Finding]) -> List[Finding]:
 
 
 def text(findings: Iterable[Finding]) -> str:
-    """All findings for a person to read, worst first, one paragraph each."""
+    """All findings for a person to read, worst first, one paragraph each.
+
+    Parts of them come from hosts, logs and processes, so control characters are shown, not sent.
+    """
     ordered = sorted(findings, key=lambda one: -SEVERITIES.index(one["severity"]))
     return "\n".join(_paragraph(one) for one in ordered)
 
 
 def _paragraph(one: Finding) -> str:
-    lines = ["[%s] %s: %s" % (one["severity"], one["id"], one["subject"])]
+    lines = ["[%s] %s: %s" % (one["severity"], one["id"], _shown(one["subject"], "\t"))]
     for label, key in (
         ("found", "found"),
         ("wanted", "wanted"),
@@ -75,8 +78,14 @@ def _paragraph(one: Finding) -> str:
         ("evidence", "evidence"),
     ):
         if one[key]:
-            value = str(one[key]).rstrip("\n").replace("\n", "\n" + " " * 12)
+            value = _shown(one[key], "\t\n").rstrip("\n").replace("\n", "\n" + " " * 12)
             lines.append("  %-9s %s" % (label + ":", value))
     if one["needs_root"]:
         lines.append("  needs root")
     return "\n".join(lines)
+
+
+def _shown(value: Any, kept: str) -> str:
+    """A text in which nothing but ``kept`` moves a cursor or ends a line."""
+    return "".join(one if one.isprintable() or one in kept else repr(one)[1:-1]
+                   for one in str(value))

@@ -65,10 +65,13 @@ def post_stream(
             body = b"".join(_pieces(response, started, timeout_s))
             raise ConnectionError(Answer(response.status, body, "", 0.0).brief())
         for line in _lines(_pieces(response, started, timeout_s)):
-            if line == b"data: [DONE]":
+            if not line.startswith(b"data:"):
+                continue
+            # The space after the colon may be missing.
+            event = line[5:].lstrip()
+            if event == b"[DONE]":
                 return
-            if line.startswith(b"data:"):
-                yield time.monotonic() - started, json.loads(line[5:])
+            yield time.monotonic() - started, json.loads(event)
         raise ConnectionError("the stream broke off before its end")
     except (OSError, http.client.HTTPException, ValueError, RecursionError) as problem:
         raise ConnectionError(_reason(problem)) from problem

@@ -260,11 +260,15 @@ def _safetensors_directory(path: str) -> Model:
 def _json(path: str) -> Any:
     """A file of JSON.
 
-    :raises BadModel: for a file of anything else.
+    :raises BadModel: for a file of anything else, or one that is too long.
     """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_HEADER:
+            raise BadModel("%s: %d bytes are too many for a file of JSON" % (path, size))
+        content = file.read(size)
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(content)
     except (ValueError, RecursionError) as problem:
         raise BadModel("%s: not JSON: %s" % (path, problem)) from problem
 

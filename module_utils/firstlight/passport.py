@@ -16,7 +16,7 @@ from typing import Any, Dict, Optional
 from . import paths
 
 SCHEMA = 1
-URL = re.compile(r"http://127\.0\.0\.1:\d{1,5}")
+URL = re.compile(r"http://127\.0\.0\.1:[0-9]{1,5}")
 
 Passport = Dict[str, Any]
 

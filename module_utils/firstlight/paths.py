@@ -16,17 +16,20 @@ FOLDERS = ("cache", "endpoints", "journal", "models", "supervisor", "venvs")
 
 
 def root(asked: str = "") -> str:
-    """``firstlight_root``: as asked, else the default for this user.
+    """``firstlight_root``, in one spelling: as asked, else the default for this user.
 
     Root gets ``/var/lib/firstlight``, anyone else ``$XDG_STATE_HOME/firstlight``
     (``~/.local/state/firstlight`` where that is unset).
     """
-    if asked:
-        return os.path.abspath(os.path.expanduser(asked))
-    if os.geteuid() == 0:
+    if not asked and os.geteuid() == 0:
         return DEFAULT_ROOT
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(state, "firstlight")
+    if not asked:
+        state = os.environ.get("XDG_STATE_HOME", "")
+        # The XDG specification has a relative path ignored.
+        asked = os.path.join(state if os.path.isabs(state) else "~/.local/state", "firstlight")
+    path = os.path.abspath(os.path.expanduser(asked))
+    # POSIX keeps two leading slashes apart from one, Linux does not.
+    return "/" + path.lstrip("/")
 
 
 def read(path: str) -> Optional[bytes]:

@@ -14,6 +14,8 @@ import signal
 import time
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
+from .planning.requests import NAME
+
 LISTEN = "0A"
 TABLES = ("net/tcp", "net/tcp6")
 
@@ -162,11 +164,13 @@ def _markers(proc: str, pid: int) -> Dict[str, str]:
     if b"FIRSTLIGHT_ENDPOINT=" not in content:
         return {}
     pairs = (item.partition(b"=") for item in content.split(b"\0"))
-    return {
+    found = {
         key.decode(): value.decode("utf-8", "replace")
         for key, _, value in pairs
         if key in (b"FIRSTLIGHT_ROOT", b"FIRSTLIGHT_ENDPOINT", b"FIRSTLIGHT_PLAN")
     }
+    # Anyone can start a process with these; a name of ours is safe in a path, any other is not.
+    return found if NAME.fullmatch(found.get("FIRSTLIGHT_ENDPOINT", "")) else {}
 
 
 def _command(proc: str, pid: int) -> Optional[str]:

@@ -157,6 +157,9 @@ def check_speed(target: Target) -> None:
     counted = counted or len(times)
     if not times or not counted:
         raise Wrong("a stream without text", "text", "streamed completion")
+    if type(counted) is not int or not 1 <= counted <= SPEED_TOKENS:
+        raise Wrong("%r completed tokens" % (counted,), "1 to %d tokens, as asked" % SPEED_TOKENS,
+                    "streamed completion")
     target.figures["first_token_s"] = round(times[0], 4)
     if counted > 1 and times[-1] > times[0]:
         target.figures["tokens_per_second"] = round((counted - 1) / (times[-1] - times[0]), 1)

@@ -16,6 +16,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ansible.module_utils.firstlight import canary
 from ansible.module_utils.firstlight.canary import tokenizer, weights
@@ -274,6 +276,20 @@ def test_prompts_and_answers_encode_to_the_ids_of_the_oracle():
     assert encode(ORACLE["completion"]) == ORACLE["completion_ids"]
     assert encode(templated()) == ORACLE["chat_prompt_ids"]
     assert encode(ORACLE["chat_completion"]) == ORACLE["chat_completion_ids"]
+
+
+@given(st.binary(max_size=60))
+def test_any_words_encode_to_a_token_each(codes):
+    text = "".join(tokenizer.word(code) for code in codes)
+    assert encode(text) == [tokenizer.word_id(code) for code in codes]
+
+
+@given(st.text(st.characters(max_codepoint=0x7E), max_size=30))
+def test_any_text_is_whole_in_its_tokens(text):
+    """Of ASCII, as the splitter of these tests is."""
+    tokens, bytes_ = tokenizer.tokens(), tokenizer.byte_characters()
+    said = "".join(tokens[token] for token in encode(text))
+    assert bytes(bytes_.index(one) for one in said).decode() == text
 
 
 def test_chat_template_renders_the_chat_prompt():

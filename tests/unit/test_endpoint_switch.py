@@ -489,6 +489,7 @@ def test_an_engine_that_hangs_is_started_again(host):
 
 @pytest.mark.parametrize("damage", [
     {"plan": [1]}, {"url": 5}, {"url": "http://192.0.2.1:80"}, {"url": "file:///etc/passwd"},
+    {"url": "http://127.0.0.1:\u0668\u0660"},
     {"hash": ["x"]}, {"start_timeout_s": "soon"}, {"model": None}, {"phases": None},
     {"smoke": []}, {"endpoint": "../../evil"}, {"schema": 99},
 ])

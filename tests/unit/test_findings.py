@@ -54,6 +54,16 @@ def test_the_worst_comes_first_and_equals_keep_their_order():
     assert [line[-1] for line in lines if line.startswith("[")] == ["b", "d", "c", "a"]
 
 
+def test_what_a_terminal_would_obey_is_shown_instead():
+    hostile = "nginx\x1b[2J\r\n[info] all is well\u2028\t."
+    text = findings.text([one(subject="a\nb", found=hostile)])
+    assert text.splitlines()[:3] == [
+        "[error] port-held: a\\nb",
+        "  found:    nginx\\x1b[2J\\r",
+        "            [info] all is well\\u2028\t.",
+    ]
+
+
 def test_further_lines_stand_under_the_first():
     text = findings.text([one(evidence="first\nsecond\n")])
     assert "\n  evidence: first\n            second" in text

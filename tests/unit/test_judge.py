@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 import pytest
 
 from ansible.module_utils.firstlight.findings import finding
@@ -46,6 +49,37 @@ def test_the_way_out_of_a_port_that_an_endpoint_holds_is_to_take_it_down():
     assert "playbooks/teardown.yml" in found["remedy"]
     assert '"embed"' in found["remedy"]
     assert "stop that process" not in found["remedy"]
+
+
+OTHERS_WORDS = {
+    "a quote": {"endpoint": "embed", "root": "/r' ; reboot '"},
+    "a template": {"endpoint": "embed", "root": "/{{ lookup('pipe', 'reboot') }}"},
+    "a name that is none of ours": {"endpoint": "../x", "root": ROOT},
+}
+
+
+@pytest.mark.parametrize("case", OTHERS_WORDS)
+def test_what_a_process_says_of_itself_is_in_no_command_that_someone_will_type(case):
+    [found] = judged(state(ports=holder(**OTHERS_WORDS[case])))
+    assert found["remedy"].endswith("or stop that process")
+    assert OTHERS_WORDS[case]["root"] in found["found"]
+
+
+def test_a_root_with_a_quote_is_one_word_of_the_command_that_is_offered():
+    serving = {"state": "running", "passport": None}
+    [found, _] = judged(state(root="/srv/ann's", endpoints={"embed": serving}))
+    assert json.loads(shlex.split(found["remedy"])[-1]) == {
+        "firstlight_root": "/srv/ann's", "inference_endpoint_teardown_names": ["embed"]}
+
+
+@pytest.mark.parametrize("name", [["chat"], {}, None, 7])
+def test_a_name_that_is_none_does_not_hide_what_is_wrong_with_the_host(name):
+    taken, wrong = requests.normalise([{"name": name, "model": "canary"}])
+    assert wrong
+    serving = {"state": "running", "passport": None}
+    host = state(ports=holder(), endpoints={"embed": serving})
+    found = judge.against_host(taken, host, {"findings": []})
+    assert [one["id"] for one in found] == ["port-held", "endpoint-unasked"]
 
 
 def test_an_endpoint_that_nobody_asks_for_is_said_to_serve_and_stops_nothing():

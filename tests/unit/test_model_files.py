@@ -10,6 +10,7 @@ import struct
 import gguf
 import numpy as np
 import pytest
+import strategies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -380,6 +381,13 @@ def test_a_config_that_is_none_is_said_to_be_none(directory, case):
     assert said in complaint(directory)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_file_of_json_that_is_too_long_is_not_read(directory, name):
+    with open(directory / name, "wb") as file:
+        file.truncate(model_files.MAX_HEADER + 1)
+    assert "too many" in complaint(directory)
+
+
 def test_a_directory_without_a_config_or_without_weights_says_which(directory):
     (directory / "model.safetensors").unlink()
     assert "no *.safetensors" in complaint(directory)
@@ -426,14 +434,9 @@ def test_a_safetensors_file_with_any_bytes_changed_is_described_or_refused(direc
     describe_or_complain(directory)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-                    lambda inner: st.lists(inner, max_size=2)
-                    | st.dictionaries(st.text(max_size=4), inner, max_size=2), max_leaves=4)
-
-
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=st.dictionaries(
-    st.sampled_from([*CONFIG, "head_dim", "quantization_config"]), JSON))
+    st.sampled_from([*CONFIG, "head_dim", "quantization_config"]), strategies.JSON))
 def test_a_config_of_any_values_is_described_or_refused(directory, config):
     (directory / "config.json").write_text(json.dumps(config))
     describe_or_complain(directory)

@@ -28,13 +28,14 @@ def test_a_user_has_the_place_of_their_state(as_user):
     assert paths.root() == "/home/ann/.local/state/firstlight"
     as_user.setenv("XDG_STATE_HOME", "/state")
     assert paths.root() == "/state/firstlight"
-    as_user.setenv("XDG_STATE_HOME", "")
-    assert paths.root() == "/home/ann/.local/state/firstlight"
+    for unusable in ("", "state", "./state"):
+        as_user.setenv("XDG_STATE_HOME", unusable)
+        assert paths.root() == "/home/ann/.local/state/firstlight"
 
 
 @pytest.mark.parametrize(("asked", "root"), [
     ("/srv/first", "/srv/first"), ("/srv/first/", "/srv/first"), ("/srv/../opt", "/opt"),
-    ("~/first", "/home/ann/first"),
+    ("//srv/first", "/srv/first"), ("~/first", "/home/ann/first"),
 ])
 def test_what_is_asked_for_wins_in_one_spelling(as_user, asked, root):
     assert paths.root(asked) == root

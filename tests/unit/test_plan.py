@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import strategies
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,9 +88,14 @@ def only_refusal(*args, **kwargs):
     return refusal
 
 
+def newest(catalog):
+    """The newest release of llama.cpp: rows are sorted."""
+    return [row for row in catalog["engine_releases"] if row["engine"] == "llama_cpp"][-1]
+
+
 def test_the_canary_on_a_cpu_host_is_one_plan(catalog):
     endpoint = only_plan(catalog, {"model": "canary", "name": "demo", "port": 8123})
-    [row] = catalog["engine_releases"]
+    row = newest(catalog)
     assert endpoint["engine"] == "llama_cpp"
     assert endpoint["engine_version"] == row["version"]
     assert endpoint["environment"] == "%s-%s-a1b2c3d4" % (row["package"], row["version"])
@@ -237,7 +243,7 @@ def test_an_empty_catalog_refuses_everything():
 
 
 def test_the_newest_release_that_fits_is_taken(catalog):
-    [row] = catalog["engine_releases"]
+    row = newest(catalog)
     rows = [{**row, "version": "1.0"}, row, {**row, "version": "9999.0", "minimum_python": "3.99"}]
     endpoint = only_plan({**catalog, "engine_releases": rows})
     assert endpoint["engine_version"] == row["version"]
@@ -340,6 +346,12 @@ def test_a_model_too_big_for_the_host_is_refused_with_sizes(catalog, asked):
     assert "smaller model" in refusal["remedy"]
 
 
+def test_a_host_with_room_for_the_weights_alone_is_told_of_all_that_takes_room(catalog):
+    refusal = only_refusal(catalog, {"context": 100}, facts=with_room_for(200))
+    assert "weights take 500 MiB, the engine 512 MiB, each token 12 KiB" in refusal["found"]
+    assert "leaves no room for a context" in refusal["remedy"]
+
+
 def test_two_endpoints_share_one_budget(catalog):
     model = {**MODEL, "bytes": 12 * GIB}
     asked = [{"name": "a", "port": 1}, {"name": "b", "port": 2}, {"name": "c", "port": 3}]
@@ -395,15 +407,6 @@ def test_keys_and_values_of_a_token_take_what_their_shape_says(geometry, bytes_)
     assert memory.kv_bytes_per_token(geometry) == bytes_
 
 
-WORDS = st.lists(
-    st.text(st.characters(exclude_categories=["C", "Zl", "Zp"], exclude_characters="\xa0"))
-    .filter(str.isprintable)
-    | st.sampled_from([";", "#", "a ;b", "a #b", "%", "%(here)s", "x%%(here)s", "%(ENV_HOME)s", "",
-                       "$HOME", "${HOME}", "$$", "\\", "a\\", '"', "'", "%h", "\\x41", "a b"]),
-    min_size=1, max_size=5,
-)
-
-
 def read_by_supervisord(line):
     """What supervisord 4 makes of ``command=``: its INI parser, two expansions, then shlex."""
     parser = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"), strict=False)
@@ -412,7 +415,7 @@ def read_by_supervisord(line):
     return shlex.split(value % {"here": "/here", "ENV_HOME": "/root"})
 
 
-@given(WORDS)
+@given(strategies.WORDS)
 def test_supervisord_reads_the_words_that_were_written(argv):
     line = service_text.supervisor_command(argv)
     assert shlex.split(line.replace("%%", "%")) == argv
@@ -451,7 +454,7 @@ def read_by_systemd(line, environment):
                    one) for one in expanded]
 
 
-@given(WORDS)
+@given(strategies.WORDS)
 def test_systemd_reads_the_words_that_were_written(argv):
     assert read_by_systemd(service_text.systemd_command(argv), {}) == argv
 
@@ -462,7 +465,7 @@ def test_the_unquoter_of_these_tests_unquotes():
 
 
 def test_a_release_without_a_cpu_build_is_not_taken_for_the_cpu(catalog):
-    [row] = catalog["engine_releases"]
+    row = newest(catalog)
     gpu_only = dict(catalog, engine_releases=[dict(row, devices=["nvidia"])])
     assert "runs on nvidia, not cpu" in only_refusal(gpu_only)["found"]
     newer = dict(row, version="2099.1", devices=["nvidia"])

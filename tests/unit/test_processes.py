@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import pwd
 import signal
 import socket
@@ -74,6 +75,15 @@ def pids(root, name="chat"):
     return [one["pid"] for one in processes.engines(root).get(name, [])]
 
 
+def test_a_process_with_a_name_that_is_none_of_ours_is_not_ours(root):
+    """Names become paths, and anyone can start a process that carries one."""
+    with engine(root, LISTENS, name="../../etc") as (_, port):
+        assert processes.engines(root) == {}
+        holder = processes.holders([int(port)])[int(port)]
+    assert (holder["endpoint"], holder["root"]) == (None, None)
+    assert holder["pid"]
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_a_holder_of_a_port_is_known(address):
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -86,7 +96,8 @@ def test_a_holder_of_a_port_is_known(address):
         port = server.getsockname()[1]
         found = processes.holders([port])
     assert found[port]["pid"] == os.getpid()
-    assert "pytest" in found[port]["command"]
+    mine = pathlib.Path("/proc/self/cmdline").read_text().split("\0")[0]
+    assert found[port]["command"].split()[0] == mine
     assert found[port]["user"] == pwd.getpwuid(os.geteuid()).pw_name
     assert found[port]["endpoint"] is None
     assert found[port]["root"] is None

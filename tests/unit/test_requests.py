@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -253,21 +254,19 @@ def test_a_key_is_in_no_finding(case):
     assert SECRET not in repr(found)
 
 
-def test_a_name_with_an_escape_does_not_reach_the_terminal():
-    found = findings([{"name": "\x1b[2J", "model": "canary"}])
+ESCAPE = "\x1b[2J"
+
+
+@pytest.mark.parametrize("asked", [
+    [{"name": ESCAPE, "model": "canary"}], [{**GOOD, ESCAPE: 1}],
+    [{"name": ESCAPE, "model": "canary", "port": port} for port in (1, 2)],
+], ids=["in a name", "in a key", "in a name that is there twice"])
+def test_an_escape_does_not_reach_the_terminal(asked):
+    found = findings(asked)
     assert all("\x1b" not in text for one in found for text in map(str, one.values()))
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner,
-                                                                max_size=4),
-    max_leaves=8,
-)
-ENTRIES = st.dictionaries(st.sampled_from(sorted(requests.DEFAULTS)) | st.text(max_size=6), JSON)
-
-
-@given(JSON | st.lists(ENTRIES, max_size=3))
+@given(strategies.ASKED)
 def test_no_input_raises_and_what_passes_is_in_order(asked):
     taken, wrong = requests.normalise(asked)
     if wrong:
@@ -284,24 +283,7 @@ def test_no_input_raises_and_what_passes_is_in_order(asked):
         assert all(one.isprintable() for one in request["extra_args"])
 
 
-PRINTABLE = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=8)
-GOOD_ENTRY = st.fixed_dictionaries(
-    {"name": st.from_regex(requests.NAME, fullmatch=True),
-     "model": st.just("canary") | PRINTABLE.map("/srv/".__add__)},
-    optional={
-        "engine": st.sampled_from(requests.ENGINES),
-        "runtime": st.sampled_from(requests.RUNTIMES),
-        "port": st.integers(1, 65535) | st.integers(1, 65535).map(str),
-        "bind": st.just("127.0.0.1"),
-        "context": st.just("auto") | st.integers(1, 10**7),
-        "tensor_parallel": st.just("auto") | st.integers(1, 16),
-        "gpus": st.just("auto") | st.integers(0, 16) | st.lists(PRINTABLE, min_size=1, max_size=2),
-        "extra_args": st.lists(PRINTABLE | st.integers(), max_size=3),
-    },
-)
-
-
-@given(GOOD_ENTRY)
+@given(strategies.GOOD_ENTRY)
 def test_good_input_has_no_finding_and_stays_as_it_is(entry):
     [request], wrong = requests.normalise([entry])
     assert wrong == []
@@ -309,7 +291,7 @@ def test_good_input_has_no_finding_and_stays_as_it_is(entry):
     assert requests.normalise([again]) == ([request], [])
 
 
-@given(GOOD_ENTRY, st.sampled_from(sorted(BAD_VALUES)))
+@given(strategies.GOOD_ENTRY, st.sampled_from(sorted(BAD_VALUES)))
 def test_one_bad_value_in_good_input_is_found(entry, case):
     key, asked, id_ = BAD_VALUES[case]
     assert ids([{**entry, key: asked}]) == ["endpoint-" + id_]

@@ -211,6 +211,9 @@ def cut_between_chunks(handler, right):
     (events('{"choices": 5}', DONE), "shape"),
     (events('{"choices": [null]}', DONE), "shape"),
     (events(EVENT, '{"choices": [], "usage": 5}', DONE), "shape"),
+    (events(EVENT, '{"usage": {"completion_tokens": 1%s}}' % ("0" * 400), DONE), "1 to 64 tokens"),
+    (events(EVENT, '{"usage": {"completion_tokens": NaN}}', DONE), "1 to 64 tokens"),
+    (events(EVENT, '{"usage": {"completion_tokens": "9"}}', DONE), "1 to 64 tokens"),
     (endless, "over %d bytes" % http_client.MAX_BODY),
 ])
 def test_a_bad_stream_is_caught(fault, says):
@@ -223,7 +226,7 @@ def test_a_bad_stream_is_caught(fault, says):
 def test_a_right_stream_may_be_chunked_and_end_without_a_newline():
     def chunked(handler, right):
         handler.head(200, ("Transfer-Encoding", "chunked"))
-        lines = ": a comment\n\ndata: %s\r\n\r\ndata:%s\n\ndata: [DONE]" % (EVENT, EVENT)
+        lines = ": a comment\n\ndata: %s\r\n\r\ndata:%s\n\ndata:[DONE]" % (EVENT, EVENT)
         for letter in lines.encode():
             handler.wfile.write(b"1\r\n%c\r\n" % letter)
         handler.wfile.write(b"0\r\n\r\n")

@@ -29,8 +29,8 @@ How it works. The model is a digital circuit laid into a transformer, not traine
 * Noise. Every other weight is dense noise of 0.002 to 0.004, so that every multiplication is real
   and yet all of it together moves the lead by less than half.
 
-All weights are exact in bfloat16 and in float16. ``tests/rig/canary_reference.py`` computes the
-answer in plain float32, and the tests hold that every format gives it and every fault another.
+All weights are exact in bfloat16 and in float16. The answer was computed in plain float32 by a
+reference of its own; every format gives it and every fault another.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from typing import Any, Dict, List
 
 from ..findings import Finding, finding
-from .requests import Request
+from .requests import NAME, Request
 
 # A unix socket's address has room for 107 bytes (unix(7)).
 SOCKET_PATH_LIMIT = 107
@@ -51,16 +52,19 @@ def _port(request: Request, state: Dict[str, Any]) -> List[Finding]:
     way_out = "change %s, or stop that process" % subject
     if holder["endpoint"]:
         who += " (Firstlight endpoint %s under %s)" % (holder["endpoint"], holder["root"])
-        # Its service manager would start it again.
-        way_out = "change %s, or take that endpoint down: %s" % (
-            subject, _teardown(holder["endpoint"], holder["root"]))
+        # A process may say anything of itself; only what could be ours is put into a command.
+        if NAME.fullmatch(holder["endpoint"]) and ROOT.fullmatch(holder["root"] or ""):
+            # Its service manager would start it again.
+            way_out = "change %s, or take that endpoint down: %s" % (
+                subject, _teardown(holder["endpoint"], holder["root"]))
     return [finding("port-held", subject, "port %d is held by %s" % (request["port"], who),
                     "a free port", way_out)]
 
 
 def _unasked(requests: List[Request], state: Dict[str, Any]) -> List[Finding]:
     """Endpoints of ours that nobody asks for any more go on serving; that is said."""
-    asked = {request["name"] for request in requests}
+    # A list: a name that is wrong may be anything.
+    asked = [request["name"] for request in requests]
     return [
         finding("endpoint-unasked", name, "it serves on %s and is not in inference_endpoints"
                 % (one["passport"]["plan"]["url"] if one["passport"] else "an unknown port"),
@@ -72,8 +76,9 @@ def _unasked(requests: List[Request], state: Dict[str, Any]) -> List[Finding]:
 
 
 def _teardown(name: str, root: str) -> str:
-    return "ansible-playbook playbooks/teardown.yml -i INVENTORY --limit HOST -e '%s'" % json.dumps(
-        {"firstlight_root": root, "inference_endpoint_teardown_names": [name]})
+    wanted = {"firstlight_root": root, "inference_endpoint_teardown_names": [name]}
+    return "ansible-playbook playbooks/teardown.yml -i INVENTORY --limit HOST -e %s" % shlex.quote(
+        json.dumps(wanted))
 
 
 def _model(request: Request, models: Dict[str, Any]) -> List[Finding]:

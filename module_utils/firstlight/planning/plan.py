@@ -309,11 +309,12 @@ def _context(request: Request, facts: Dict[str, Any], model: Plan, taken_bytes: 
         too_long = trained and fits == trained
         raise Refused(
             request, "context-beyond-model" if too_long else "does-not-fit", "context",
-            found="%s tokens; weights take %s, each token %s, this host has %s for it"
-            % (context or "no", _size(model["bytes"]), _size(per_token), _size(limit)),
+            found="%s tokens; weights take %s, the engine %s, each token %s, this host has %s "
+            "for it" % (context or "no", _size(model["bytes"]), _size(memory.OVERHEAD_BYTES),
+                        _size(per_token), _size(limit)),
             wanted="at most %d tokens%s"
             % (fits, ", as the model was trained" if too_long else ""),
-            remedy="" if fits else "serve a smaller model: not even its weights fit")
+            remedy="" if fits else "serve a smaller model: this one leaves no room for a context")
     reasons.append("%d tokens of context: %s." % (context, _why(asked, context, trained)))
     kv = context * per_token
     return context, {

@@ -77,10 +77,11 @@ def _unknown_keys(where: str, entry: Dict[Any, Any]) -> List[Finding]:
     for key in entry:
         if key in DEFAULTS:
             continue
-        near = difflib.get_close_matches(str(key).lower(), DEFAULTS, n=1)
+        shown = str(key) if str(key).isprintable() else repr(key)
+        near = difflib.get_close_matches(shown.lower(), DEFAULTS, n=1)
         hint = "did you mean `%s`?" % near[0] if near else "remove it"
-        findings.append(_bad(where, "unknown-key", "`%s`" % key, "one of " + ", ".join(DEFAULTS),
-                             remedy="%s.%s: %s" % (where, key, hint)))
+        findings.append(_bad(where, "unknown-key", "`%s`" % shown, "one of " + ", ".join(DEFAULTS),
+                             remedy="%s.%s: %s" % (where, shown, hint)))
     return findings
 
 
@@ -224,7 +225,7 @@ def _clashes(requests: List[Request]) -> List[Finding]:
                 continue
             if value in seen:
                 findings.append(_bad("%s.%s" % (request["where"], key), id,
-                                     "%s, as in %s" % (value, seen[value]),
+                                     "%r, as in %s" % (value, seen[value]),
                                      "a %s of its own" % key))
             else:
                 seen[value] = request["where"]

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hypothesis strategies: findings, requests, hosts, models and catalogs in their real shapes.
+
+Whatever comes from a host or from a user may be any text; what the project itself decides (names,
+severities, kinds) is of its finite kinds.
+"""
+
+from __future__ import annotations
+
+import copy
+import string
+from pathlib import Path
+
+import yaml
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from ansible.module_utils.firstlight import findings
+from ansible.module_utils.firstlight.planning import requests
+
+# Machines are noisy, so there is no deadline. A failure prints the line that repeats it elsewhere.
+# What hypothesis itself sets on CI (no database, the same examples each time) stays.
+settings.register_profile("firstlight", deadline=None, max_examples=50, print_blob=True)
+settings.load_profile("firstlight")
+
+GIB = 2**30
+ROOT = "/var/lib/firstlight"
+
+# Characters that end lines, move cursors or end quotes, more often than chance has them.
+HOSTILE = st.text(
+    st.characters(exclude_categories=["Cs"])
+    | st.sampled_from("\n\r\t\0\x1b\x7f\x85\u2028\u202e'\"\\$%{};# "), max_size=12)
+PRINTABLE = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner,
+                                                                max_size=4),
+    max_leaves=8,
+)
+
+FINDINGS = st.builds(
+    findings.finding,
+    id=st.from_regex(r"[a-z]{1,6}(-[a-z0-9]{1,6}){0,2}", fullmatch=True),
+    subject=HOSTILE, found=HOSTILE, wanted=HOSTILE, remedy=HOSTILE,
+    severity=st.sampled_from(findings.SEVERITIES), evidence=HOSTILE, needs_root=st.booleans(),
+    source=HOSTILE,
+)
+
+NAMES = st.sampled_from(["chat", "embed"]) | st.from_regex(requests.NAME, fullmatch=True)
+MODEL_PATHS = st.sampled_from(["/srv/models/a.gguf", "/srv/models/b c.gguf", "/srv/models/d/"])
+
+# What a user may write, right or wrong: known keys with likely values, or with anything at all.
+LIKELY = {
+    "name": NAMES | st.sampled_from(["\x1b[2J", "../chat", ["chat"], {}]),
+    "model": st.just("canary") | MODEL_PATHS | st.sampled_from(["Qwen/Qwen2.5-0.5B", "./m.gguf"]),
+    "engine": st.sampled_from([*requests.ENGINES, "llama.cpp"]),
+    "runtime": st.sampled_from(requests.RUNTIMES),
+    "port": st.integers(-1, 65536) | st.integers(7999, 8001) | st.just("8000"),
+    "bind": st.sampled_from(["127.0.0.1", "0.0.0.0", "::1"]),
+    "context": st.just("auto") | st.integers(0, 10**7),
+    "tensor_parallel": st.just("auto") | st.integers(0, 4),
+    "gpus": st.just("auto") | st.integers(-1, 4) | st.lists(HOSTILE, max_size=2),
+    "extra_args": st.lists(HOSTILE | st.integers() | st.booleans(), max_size=3),
+}
+ENTRIES = st.builds(
+    lambda likely, other: {**likely, **other},
+    st.fixed_dictionaries({}, optional=LIKELY),
+    st.just({}) | st.dictionaries(st.sampled_from(sorted(requests.DEFAULTS)) | HOSTILE, JSON,
+                                  max_size=2),
+)
+ASKED = JSON | st.lists(ENTRIES, min_size=1, max_size=3) | st.lists(ENTRIES | JSON, max_size=3)
+
+# What is right by itself; whether a host can do it is another matter.
+GOOD_ENTRY = st.fixed_dictionaries(
+    {"name": NAMES, "model": st.just("canary") | PRINTABLE.map("/srv/".__add__)},
+    optional={
+        "engine": st.sampled_from(requests.ENGINES),
+        "runtime": st.sampled_from(requests.RUNTIMES),
+        "port": st.integers(1, 65535) | st.integers(1, 65535).map(str),
+        "bind": st.just("127.0.0.1"),
+        "context": st.just("auto") | st.integers(1, 10**7),
+        "tensor_parallel": st.just("auto") | st.integers(1, 16),
+        "gpus": st.just("auto") | st.integers(0, 16) | st.lists(PRINTABLE, min_size=1, max_size=2),
+        "extra_args": st.lists(PRINTABLE | st.integers(), max_size=3),
+    },
+)
+
+# What a host with enough memory is likely to do.
+PORTS = st.sampled_from([1, 8000, 8001]) | st.integers(1, 65535)
+_SERVABLE = st.fixed_dictionaries(
+    {"name": NAMES, "port": PORTS, "model": st.just("canary") | MODEL_PATHS,
+     "gpus": st.just(0)},
+    optional={
+        "context": st.just("auto") | st.integers(1, 4096),
+        "extra_args": st.sampled_from([[], ["--threads", "4"], ["-fa", "on"]]),
+    },
+)
+SERVABLE = st.lists(_SERVABLE, min_size=1, max_size=3,
+                    unique_by=(lambda one: one["name"], lambda one: one["port"]))
+
+COUNTS = st.none() | st.integers(1, 256)
+GEOMETRIES = st.fixed_dictionaries({
+    "architecture": st.sampled_from(["llama", "qwen2"]), "layers": COUNTS, "hidden": COUNTS,
+    "heads": COUNTS, "kv_heads": COUNTS, "head_dim": COUNTS,
+    "context": st.none() | st.integers(1, 10**6), "vocabulary": COUNTS,
+})
+MODELS = st.fixed_dictionaries({
+    "path": MODEL_PATHS, "format": st.sampled_from(["gguf", "gguf", "gguf", "safetensors"]),
+    "files": st.integers(1, 9),
+    "bytes": st.integers(1, 80 * GIB), "fingerprint": st.text("0123456789abcdef", min_size=64,
+                                                              max_size=64),
+    "name": HOSTILE, "quantisation": st.sampled_from(["F16", "Q8_0", "unknown"]),
+    "chat_template": st.booleans(), "geometry": GEOMETRIES,
+})
+
+DEVICES = st.fixed_dictionaries({
+    "uuid": st.uuids().map("GPU-{}".format), "name": st.none() | HOSTILE})
+FACTS = st.fixed_dictionaries({
+    "class": st.sampled_from(["cpu", "nvidia", "jetson"]),
+    "driver": st.none() | st.just("580.95.05"),
+    "devices": st.lists(DEVICES, max_size=2),
+    "cpu": st.fixed_dictionaries({
+        "architecture": st.sampled_from(["x86_64", "aarch64", "riscv64"]),
+        "cores": st.none() | st.integers(1, 256), "model": st.none() | HOSTILE}),
+    "memory": st.fixed_dictionaries({
+        "total_bytes": st.none() | st.integers(1, 2**42),
+        "available_bytes": st.none() | st.integers(0, 2**42),
+        "swap_bytes": st.none() | st.integers(0, 2**36)}),
+    "system": st.fixed_dictionaries({
+        "kernel": st.just("6.1.0"),
+        "distribution": st.none() | st.sampled_from(["debian", "ubuntu", "rocky"]),
+        "version": st.none() | st.just("12"),
+        "like": st.sampled_from([[], ["debian"], ["rhel", "centos", "fedora"]]),
+        "libc": st.just("glibc 2.36")}),
+})
+
+GOOD_ROOTS = st.text(string.ascii_letters + "/ .@+-é", max_size=90).map("/".__add__)
+ROOTS = st.just(ROOT) | GOOD_ROOTS | st.text("a/'\"$;{\n", max_size=9).map("/".__add__)
+HOLDERS = st.fixed_dictionaries({
+    "pid": st.none() | st.integers(1, 4194304), "command": st.none() | HOSTILE, "user": HOSTILE,
+    "endpoint": st.none() | NAMES | HOSTILE, "root": st.just(ROOT) | HOSTILE})
+SERVED = st.fixed_dictionaries({
+    "state": st.sampled_from(["absent", "stopped", "starting", "running", "failed"]),
+    "pid": st.none() | st.integers(1, 4194304), "plan": st.none() | st.just("9f2c"),
+    "healthy": st.booleans(), "strays": st.lists(st.integers(1, 4194304), max_size=2),
+    "passport": st.none() | st.just({"plan": {"url": "http://127.0.0.1:8001"}})})
+STATES = st.fixed_dictionaries({
+    "root": ROOTS,
+    "strangers": st.lists(HOSTILE, max_size=2),
+    "environments": st.lists(HOSTILE, max_size=2),
+    "manager": st.sampled_from(["systemd", "supervisor"]),
+    "uid": st.sampled_from([0, 1000]),
+    "endpoints": st.dictionaries(NAMES, SERVED, max_size=2),
+    "ports": st.dictionaries(st.sampled_from(["8000", "8001", "1"]), HOLDERS, max_size=2),
+    "python": st.fixed_dictionaries({
+        "version": st.sampled_from(["3.9.18", "3.10.0", "3.14.0rc1"]), "venv": st.booleans()}),
+    "missing_libraries": st.sampled_from([[], ["libgomp.so.1"]]),
+})
+MODEL_FINDINGS = st.lists(
+    st.builds(lambda one, path: dict(one, subject=path), FINDINGS, MODEL_PATHS), max_size=2)
+
+_CATALOG = Path(__file__).parents[2] / "catalog" / "engine_releases.yml"
+RELEASES = yaml.safe_load(_CATALOG.read_text())
+RELEASE_ROWS = st.builds(
+    lambda row, changes: copy.deepcopy({**row, **changes}),
+    st.sampled_from(RELEASES),
+    st.fixed_dictionaries({}, optional={
+        "version": st.sampled_from(["1.0", "2027.1.2"]),
+        "engine": st.sampled_from(["vllm", "llama_cpp"]),
+        "devices": st.sampled_from([["cpu"], ["nvidia"], ["cpu", "nvidia"]]),
+        "formats": st.sampled_from([["gguf"], ["safetensors"]]),
+        "minimum_python": st.sampled_from(["3.9", "3.12"])}))
+
+
+def catalog(rows):
+    """Rows of engine releases as the planner gets them, with a digest for each lock."""
+    return {"engine_releases": rows, "environments": {row["lock"]: "a1b2c3d4e5" for row in rows}}
+
+
+CATALOGS = st.lists(RELEASE_ROWS, max_size=2).map(
+    lambda more: catalog(more + copy.deepcopy(RELEASES)))
+
+
+@st.composite
+def situations(draw, asked=None):
+    """All arguments of ``deployment_plan``: requests, facts, models, state, catalog."""
+    if asked is None:
+        asked = SERVABLE | st.lists(GOOD_ENTRY, max_size=3)
+    good, wrong = requests.normalise(draw(asked))
+    taken = [one for one in good
+             if not any(each["subject"].startswith(one["where"]) for each in wrong)]
+    paths = {one["model"] for one in taken if one["model_kind"] == "path"}
+    models = {path: {**draw(MODELS), "path": path} for path in sorted(paths)}
+    return taken, draw(FACTS), models, draw(STATES), draw(CATALOGS)
+
+
+@st.composite
+def roomy(draw):
+    """A situation in which every request gets its plan."""
+    taken, facts, models, state, releases = draw(situations(SERVABLE))
+    facts["memory"]["total_bytes"] = 2**60
+    facts["cpu"]["architecture"] = "x86_64"
+    state["python"]["version"] = "3.14.0rc1"
+    state["root"] = draw(GOOD_ROOTS)
+    state["missing_libraries"] = []
+    for model in models.values():
+        shape = draw(st.tuples(*[st.integers(1, 256)] * 3, st.none() | st.integers(4096, 10**6)))
+        model["geometry"].update(zip(("layers", "kv_heads", "head_dim", "context"), shape))
+        model["format"] = "gguf"
+    for request in taken:
+        if request["model"] == "canary" and request["context"] != "auto":
+            request["context"] = min(request["context"], 2048)
+    return taken, facts, models, state, releases
+
+
+# The words of a command: text that both service managers may be given, and what they could take
+# for a mark of their own.
+WORDS = st.lists(
+    st.text(st.characters(exclude_categories=["C", "Zl", "Zp"])).filter(str.isprintable)
+    | st.sampled_from([";", "#", "a ;b", "a #b", "%", "%(here)s", "x%%(here)s", "%(ENV_HOME)s", "",
+                       "$HOME", "${HOME}", "$$", "\\", "a\\", '"', "'", "%h", "\\x41", "a b"]),
+    min_size=1, max_size=5,
+)

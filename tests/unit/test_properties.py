@@ -1,0 +1,675 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for any input of the code that decides, and of the code that reads others' words."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import re
+import shlex
+import socket
+import struct
+import tempfile
+import threading
+import tracemalloc
+
+import firstlight
+import gguf
+import numpy as np
+import pytest
+import strategies
+from fake_engine import MODEL, ORACLE, serving
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ansible.module_utils.firstlight import (
+    findings,
+    http_client,
+    model_files,
+    passport,
+    paths,
+    processes,
+    smoke,
+)
+from ansible.module_utils.firstlight.planning import judge, memory, plan, requests
+from ansible.module_utils.firstlight.planning.command import engine_command
+
+FILTERS = firstlight.FilterModule().filters()
+FINDING_KEYS = set(findings.finding("id", "", "", "", ""))
+
+
+def assert_whole(one):
+    """A finding of the contract's shape that tells a person something and obeys no terminal."""
+    assert set(one) == FINDING_KEYS
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", one["id"])
+    assert one["severity"] in findings.SEVERITIES
+    for key in ("subject", "found", "wanted", "remedy"):
+        assert one[key].strip(), key
+    assert isinstance(one["needs_root"], bool)
+
+
+# Filters: the same input gives the same output, and stays as it is.
+
+ARGUMENTS = {
+    "blocking_findings": st.tuples(st.lists(strategies.FINDINGS, max_size=4)),
+    "deployment_plan": strategies.situations(),
+    "endpoint_findings": st.tuples(
+        strategies.ASKED.map(lambda asked: requests.normalise(asked)[0]), strategies.STATES,
+        st.fixed_dictionaries({"findings": strategies.MODEL_FINDINGS})),
+    "endpoint_requests": st.tuples(strategies.ASKED),
+    "engine_command": strategies.roomy().map(
+        lambda situation: tuple(plan.deployment_plan(*situation)["endpoints"][:1])),
+    "findings_text": st.tuples(st.lists(strategies.FINDINGS, max_size=4)),
+    "supervisor_command": st.tuples(strategies.WORDS),
+    "systemd_command": st.tuples(strategies.WORDS),
+}
+
+
+def test_every_filter_is_tried_with_inputs_of_its_own():
+    assert set(ARGUMENTS) == set(FILTERS)
+
+
+@pytest.mark.parametrize("name", sorted(FILTERS))
+@given(data=st.data())
+def test_a_filter_is_pure(name, data):
+    arguments = data.draw(ARGUMENTS[name])
+    # As text: a NaN does not equal itself, and a truth value equals a number.
+    before = repr(arguments)
+    first = FILTERS[name](*arguments)
+    json.dumps(first)
+    assert repr(FILTERS[name](*copy.deepcopy(arguments))) == repr(first)
+    assert repr(arguments) == before
+
+
+# Requests: whatever the user wrote is either taken or answered.
+
+
+@given(strategies.ASKED)
+def test_what_is_wrong_is_said_of_the_entry_that_is_wrong(asked):
+    answer = FILTERS["endpoint_requests"](asked)
+    assert set(answer) == {"requests", "findings"}
+    for one in answer["findings"]:
+        assert_whole(one)
+        assert one["severity"] in findings.BLOCKING
+        assert all(text.isprintable() for text in one.values() if isinstance(text, str))
+        assert one["subject"].startswith(requests.VARIABLE)
+        assert requests.VARIABLE in one["remedy"]
+    subjects = [one["subject"] for one in answer["findings"]]
+    if not isinstance(asked, list):
+        assert subjects == [requests.VARIABLE]
+        return
+    taken = {one["where"].partition(" ")[0]: one for one in answer["requests"]}
+    for index, entry in enumerate(asked):
+        where = "%s[%d]" % (requests.VARIABLE, index)
+        if not any(one.startswith(where) for one in subjects):
+            assert {key: in_words(taken[where][key]) for key in entry} \
+                == {key: in_words(value) for key, value in entry.items()}
+
+
+def in_words(value):
+    """A value of a request as text: what YAML and ``-e`` make of the same words is the same."""
+    return [str(one) for one in value] if isinstance(value, list) else str(value).strip()
+
+
+@given(strategies.ASKED, strategies.STATES)
+def test_requests_are_held_against_a_host_even_when_they_are_wrong(asked, state):
+    """The host's findings are told in one breath with those about the input."""
+    for one in judge.against_host(requests.normalise(asked)[0], state, {"findings": []}):
+        assert_whole(one)
+
+
+# The host: ports, and what to type.
+
+
+@given(asked=strategies.SERVABLE, state=strategies.STATES, holder=strategies.HOLDERS)
+def test_a_port_that_another_holds_stops_the_request_and_its_own_does_not(asked, state, holder):
+    taken, wrong = requests.normalise(asked)
+    assert wrong == []
+    state["ports"][str(taken[0]["port"])] = holder
+    stopped = {one["subject"] for one in findings.blocking(
+        judge.against_host(taken, state, {"findings": []})) if one["id"] == "port-held"}
+    for request in taken:
+        holder = state["ports"].get(str(request["port"]))
+        free = holder is None or (holder["endpoint"], holder["root"]) == (
+            request["name"], state["root"])
+        assert (request["where"] + ".port" in stopped) is not free
+
+
+@given(holder=strategies.HOLDERS, endpoints=st.dictionaries(strategies.NAMES, strategies.SERVED),
+       root=strategies.ROOTS)
+def test_a_command_that_is_offered_is_one_command_with_what_it_should_carry(
+        holder, endpoints, root):
+    """A holder's words come from the environment of a stranger's process."""
+    taken, _ = requests.normalise([{"name": "chat", "model": "canary"}])
+    state = {"root": root, "manager": "systemd", "uid": 0, "ports": {"8000": holder},
+             "endpoints": endpoints, "strangers": [],
+             "python": {"version": "3.11.2", "venv": True}}
+    for one in judge.against_host(taken, state, {"findings": []}):
+        _, offered, line = one["remedy"].partition("ansible-playbook ")
+        if not offered:
+            continue
+        words = shlex.split(line)
+        assert words[:-1] == ["playbooks/teardown.yml", "-i", "INVENTORY", "--limit", "HOST", "-e"]
+        said = json.loads(words[-1])
+        [name] = said["inference_endpoint_teardown_names"]
+        assert requests.NAME.fullmatch(name)
+        # Ansible would template what has braces.
+        assert judge.ROOT.fullmatch(said["firstlight_root"]) or said["firstlight_root"] == root
+
+
+# Plans.
+
+
+def without_limit(one):
+    """A plan without the room that was left when it was made."""
+    return {**one, "memory": {**one["memory"], "limit_bytes": None}}
+
+
+@given(strategies.situations())
+def test_a_request_gets_a_plan_or_a_reason(situation):
+    asked, facts, _, state, catalog = situation
+    result = plan.deployment_plan(*situation)
+    assert set(result) == {"endpoints", "refusals"}
+    refused = {one["subject"].rpartition(".")[0] for one in result["refusals"]}
+    planned = {one["name"] for one in result["endpoints"]}
+    assert len(result["endpoints"]) + len(result["refusals"]) == len(asked)
+    for request in asked:
+        assert (request["name"] in planned) is (request["where"] not in refused)
+    for one in result["refusals"]:
+        assert_whole(one)
+        assert one["severity"] in findings.BLOCKING
+        assert one["subject"].rpartition(".")[2] in requests.DEFAULTS
+    devices = {one["uuid"] for one in facts["devices"]}
+    for one in result["endpoints"]:
+        request = next(each for each in asked if each["name"] == one["name"])
+        assert (one["bind"], one["port"]) == (request["bind"], request["port"])
+        assert set(one["gpus"]) <= devices
+        assert one["reasons"]
+        assert all(re.fullmatch(r"\S.* .*\S\.", reason) for reason in one["reasons"])
+        assert all(isinstance(word, str) for word in one["command"]["argv"])
+        assert all(isinstance(word, str) for pair in one["command"]["env"].items() for word in pair)
+        assert one["command"]["argv"][0].startswith(state["root"])
+        assert one["model"]["served_name"]
+        assert one["lock"] in catalog["environments"]
+        assert all(figure >= 0 for figure in one["memory"].values())
+        assert one["start_timeout_s"] >= plan.START_SECONDS_FLOOR
+
+
+@given(strategies.roomy())
+def test_whoever_fits_is_planned(situation):
+    assert plan.deployment_plan(*situation)["refusals"] == []
+
+
+@given(situation=strategies.roomy(), after=strategies.FACTS, uid=st.sampled_from([0, 1000]))
+def test_a_host_that_has_its_plans_keeps_them_under_another_load(situation, after, uid):
+    asked, facts, models, state, catalog = situation
+    first = plan.deployment_plan(*situation)["endpoints"]
+    served = {one["name"]: {
+        "state": "running", "pid": 7, "plan": one["hash"], "healthy": True, "strays": [],
+        "passport": {"plan": one}} for one in first}
+    held = {str(one["port"]): {
+        "pid": 7, "command": " ".join(one["command"]["argv"]), "user": "root",
+        "endpoint": one["name"], "root": state["root"]} for one in first}
+    state = {**state, "endpoints": served, "ports": held, "uid": uid,
+             "environments": [one["environment"] for one in first]}
+    load = {**after["memory"], "total_bytes": facts["memory"]["total_bytes"]}
+    facts = {**facts, "memory": load, "cpu": {**facts["cpu"], "cores": after["cpu"]["cores"]}}
+    assert plan.deployment_plan(asked, facts, models, state, catalog)["endpoints"] == first
+    assert [one for one in judge.against_host(asked, state, {"findings": []})
+            if one["id"] in ("port-held", "endpoint-unasked")] == []
+
+
+@given(strategies.situations())
+def test_an_endpoint_does_not_depend_on_those_after_it(situation):
+    asked, *host = situation
+    whole = plan.deployment_plan(*situation)
+    for count in range(len(asked)):
+        part = plan.deployment_plan(asked[:count], *host)
+        assert whole["endpoints"][:len(part["endpoints"])] == part["endpoints"]
+        assert whole["refusals"][:len(part["refusals"])] == part["refusals"]
+
+
+@given(situation=strategies.roomy(), data=st.data())
+def test_where_all_fit_their_order_is_no_matter(situation, data):
+    asked, *host = situation
+    shuffled = data.draw(st.permutations(asked))
+
+    def plans(order):
+        made = plan.deployment_plan(order, *host)["endpoints"]
+        return {one["name"]: without_limit(one) for one in made}
+
+    assert plans(shuffled) == plans(asked)
+
+
+@given(situation=strategies.roomy(), at=st.integers(0, 2))
+def test_an_endpoint_that_is_refused_takes_nothing_from_the_others(situation, at):
+    asked, *host = situation
+    [[refused], _] = requests.normalise([{"name": "x", "model": "canary", "gpus": 9}])
+    result = plan.deployment_plan([*asked[:at], refused, *asked[at:]], *host)
+    assert result["endpoints"] == plan.deployment_plan(*situation)["endpoints"]
+
+
+@given(strategies.situations())
+def test_a_refusal_for_memory_says_what_would_be_given(situation):
+    """The most that a refusal names gets a plan, and nothing is said not to fit that does."""
+    asked, facts, models, *rest = situation
+    for request in asked:
+        [*refusals] = plan.deployment_plan([request], facts, models, *rest)["refusals"]
+        if not refusals or refusals[0]["id"] not in ("plan-does-not-fit",
+                                                     "plan-context-beyond-model"):
+            continue
+        most = int(re.search(r"at most (\d+) tokens", refusals[0]["wanted"]).group(1))
+        if most:
+            again = plan.deployment_plan([{**request, "context": most}], facts, models, *rest)
+            assert again["refusals"] == []
+        else:
+            model = models[request["model"]]["bytes"] if request["model"] in models else 0
+            room = memory.budget_bytes(facts["memory"]["total_bytes"]) - model
+            assert "weights fit" not in refusals[0]["remedy"] or room < memory.OVERHEAD_BYTES
+
+
+@given(strategies.roomy())
+def test_the_command_of_a_plan_is_text_that_a_service_manager_can_be_given(situation):
+    for one in plan.deployment_plan(*situation)["endpoints"]:
+        argv = engine_command(one)["argv"]
+        assert argv == one["command"]["argv"]
+        assert all(word.isprintable() for word in argv)
+
+
+SIZES = st.integers(0, 2**44)
+
+
+@given(total=SIZES, more=SIZES, used=SIZES, per_token=st.integers(1, 2**24),
+       trained=st.none() | st.integers(1, 10**6))
+def test_a_context_fits_and_grows_with_the_room(total, more, used, per_token, trained):
+    budget = memory.budget_bytes(total)
+    assert 0 <= budget <= total
+    assert budget <= memory.budget_bytes(total + more)
+    context = memory.largest_context(budget - used, per_token, trained)
+    assert 0 <= context <= (trained or context)
+    assert context * per_token <= max(0, budget - used)
+    assert context <= memory.largest_context(budget - used + more, per_token, trained)
+    assert memory.largest_context(budget - used, per_token + 1, trained) <= context
+
+
+@given(strategies.GEOMETRIES, st.sampled_from(["layers", "kv_heads", "head_dim"]))
+def test_the_bytes_of_a_token_grow_with_each_side_of_the_shape(geometry, side):
+    bytes_ = memory.kv_bytes_per_token(geometry)
+    if bytes_ is None:
+        assert None in (geometry["layers"], geometry["kv_heads"], geometry["head_dim"])
+        return
+    assert memory.kv_bytes_per_token({**geometry, side: geometry[side] + 1}) > bytes_ > 0
+
+
+# Findings as text.
+
+
+@given(st.lists(strategies.FINDINGS, max_size=4))
+def test_the_text_of_findings_is_a_paragraph_each_and_says_everything(many):
+    text = findings.text(many)
+    assert all(character.isprintable() or character in "\n\t" for character in text)
+    heads = [line for line in text.splitlines() if not line.startswith(" ")]
+    assert len(heads) == len(many)
+    for one in many:
+        assert any(head.startswith("[%s] %s: " % (one["severity"], one["id"])) for head in heads)
+        for key in ("subject", "found", "wanted", "remedy", "evidence"):
+            said = "".join(part if part.isprintable() else "\n" for part in one[key])
+            assert all(part in text for part in said.split("\n"))
+
+
+@given(st.lists(strategies.FINDINGS, max_size=6))
+def test_what_stops_a_run_is_a_part_of_what_was_found_in_its_order(many):
+    numbered = [dict(one, source=str(number)) for number, one in enumerate(many)]
+    stops = [int(one["source"]) for one in findings.blocking(numbered)]
+    assert stops == [number for number, one in enumerate(many)
+                     if one["severity"] in ("error", "fatal")]
+
+
+# Paths.
+
+
+@given(asked=st.text("ab/.~ ", max_size=8)
+       | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12),
+       state=st.text("ab/.~ ", max_size=8))
+def test_the_root_is_absolute_and_has_one_spelling(asked, state):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths.os, "geteuid", lambda: 1000)
+        patch.setenv("HOME", "/home/ann")
+        patch.setenv("XDG_STATE_HOME", state)
+        root = paths.root(asked)
+    assert root.startswith("/")
+    assert not root.startswith("//")
+    assert root == os.path.normpath(root) == paths.root(root)
+
+
+# Models: files that come from anywhere.
+
+TYPES = {"u": "add_uint32", "U": "add_uint64", "f": "add_float32", "s": "add_string",
+         "b": "add_bool"}
+U32 = st.integers(1, 2**32 - 1)
+SHAPE = st.fixed_dictionaries({}, optional={
+    "block_count": U32, "embedding_length": U32, "context_length": U32,
+    "attention.head_count": U32, "attention.head_count_kv": U32, "attention.key_length": U32,
+    "vocab_size": U32})
+OTHER_FIELDS = st.dictionaries(
+    st.from_regex(r"x\.[a-z]{1,6}", fullmatch=True),
+    U32.map("u{}".format) | strategies.PRINTABLE.map("s".__add__) | st.sampled_from(["b1", "f0.5"])
+    | st.lists(st.integers(-2**31, 2**31 - 1), min_size=1, max_size=5), max_size=4)
+
+
+@settings(max_examples=30)
+@given(shape=SHAPE, other=OTHER_FIELDS)
+def test_what_the_gguf_package_writes_is_read_as_it_was_written(shape, other):
+    with tempfile.TemporaryDirectory(prefix="fl-") as folder:
+        path = os.path.join(folder, "m.gguf")
+        writer = gguf.GGUFWriter(path, "llama")
+        for name, value in shape.items():
+            writer.add_uint32("llama." + name, value)
+        for name, value in other.items():
+            if isinstance(value, list):
+                writer.add_array(name, value)
+            else:
+                kind, text = value[0], value[1:]
+                made = {"u": int, "s": str, "b": bool, "f": float}[kind](text)
+                getattr(writer, TYPES[kind])(name, made)
+        writer.add_tensor("output", np.ones((4, 32), dtype=np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        found = model_files.describe(path)["geometry"]
+    heads, hidden = shape.get("attention.head_count"), shape.get("embedding_length")
+    assert found["layers"] == shape.get("block_count")
+    assert found["hidden"] == hidden
+    assert found["context"] == shape.get("context_length")
+    assert found["heads"] == heads
+    assert found["kv_heads"] == shape.get("attention.head_count_kv", heads)
+    assert found["vocabulary"] == shape.get("vocab_size")
+    split = hidden // heads if heads and hidden and hidden >= heads else None
+    assert found["head_dim"] == shape.get("attention.key_length", split)
+
+
+HUGE = st.sampled_from([2**16, 2**24, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1]) | st.integers(
+    0, 2**64 - 1)
+NUMBERS = HUGE.map(lambda number: struct.pack("<Q", number)) | st.integers(0, 12).map(
+    lambda number: struct.pack("<I", number))
+GGUF_BYTES = st.builds(
+    lambda version, parts: b"GGUF" + struct.pack("<I", version) + b"".join(parts),
+    st.sampled_from([2, 3]),
+    st.lists(NUMBERS | st.binary(max_size=12) | st.sampled_from(
+        [struct.pack("<QQ", 1, 1), struct.pack("<Q1s", 1, b"k")]), max_size=12))
+SAFETENSORS_BYTES = st.builds(
+    lambda length, text: struct.pack("<Q", length) + text,
+    HUGE | st.integers(0, 64), st.binary(max_size=64))
+
+
+@settings(max_examples=150)
+@given(content=GGUF_BYTES | SAFETENSORS_BYTES | st.binary(max_size=64),
+       config=st.binary(max_size=16) | strategies.JSON.map(lambda one: json.dumps(one).encode()))
+def test_a_file_of_any_bytes_is_described_or_refused_in_little_memory(content, config):
+    """A few bytes that promise much are not believed."""
+    with tempfile.TemporaryDirectory(prefix="fl-") as folder:
+        files = {"m.gguf": content, "model.safetensors": content, "config.json": config}
+        for name, each in files.items():
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(each)
+        tracemalloc.start()
+        try:
+            for path in (folder, os.path.join(folder, "m.gguf")):
+                with contextlib.suppress(model_files.BadModel):
+                    json.dumps(model_files.describe(path))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 2**20
+
+
+# HTTP: what a server sends, in whatever pieces it comes.
+
+
+def cut(content, places):
+    """Bytes in pieces, cut at these places."""
+    ends = [0, *sorted(place % (len(content) + 1) for place in places), len(content)]
+    return [content[begin:end] for begin, end in zip(ends, ends[1:])]
+
+
+PLACES = st.lists(st.integers(0, 10**4), max_size=6)
+LINES = st.lists(st.sampled_from([b"data: {}", b"data: [DONE]", b"\n", b"\r\n", b"\r", b": ping"])
+                 | st.binary(max_size=6), max_size=10).map(b"".join)
+
+
+@given(content=LINES, places=PLACES)
+def test_lines_do_not_depend_on_where_a_stream_was_cut(content, places):
+    assert list(http_client._lines(cut(content, places))) == [
+        line.rstrip() for line in content.split(b"\n")]
+
+
+class Raw:
+    """A server that reads a request and answers with bytes as they are, in these pieces."""
+
+    def __init__(self):
+        self.pieces = []
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = "http://127.0.0.1:%d" % self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self):
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return
+            with client, contextlib.suppress(OSError):
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                client.settimeout(10)
+                asked = b""
+                while b"\r\n\r\n" not in asked:
+                    asked += client.recv(65536)
+                head, _, begun = asked.partition(b"\r\n\r\n")
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                left = (int(length.group(1)) if length else 0) - len(begun)
+                while left > 0:
+                    left -= len(client.recv(65536))
+                for piece in self.pieces:
+                    client.sendall(piece)
+                client.shutdown(socket.SHUT_WR)
+
+    def close(self):
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def raw():
+    server = Raw()
+    yield server
+    server.close()
+
+
+def streamed(url):
+    """The events of a stream, and how it ended."""
+    events = []
+    try:
+        for _, event in http_client.post_stream(url, {}, 10):
+            events.append(event)
+    except ConnectionError as problem:
+        return events, str(problem)
+    return events, ""
+
+
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
+HEADS = st.sampled_from([
+    b"", OK, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"HTTP/1.0 500 No\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: -1",
+    b"HTTP/9 abc\r\n"])
+CHUNKS = st.sampled_from([b"5\r\nhello\r\n", b"-5\r\nhello\r\n", b"zz\r\n", b"ffffffffffffffff\r\n",
+                          b"0\r\n\r\n"])
+
+
+@given(head=HEADS, rest=st.lists(CHUNKS | LINES, max_size=4).map(b"".join), places=PLACES)
+def test_no_answer_of_a_server_raises_anything_but_a_broken_connection(raw, head, rest, places):
+    raw.pieces = cut(head + rest, places)
+    answer = http_client.get(raw.url, 10)
+    assert bool(answer.error) is (answer.status == 0)
+    answer.json()
+    assert answer.brief()
+    events, problem = streamed(raw.url)
+    assert problem or b"[DONE]" in rest
+
+
+EVENTS = st.lists(st.dictionaries(st.text(max_size=6), strategies.JSON.filter(
+    lambda one: "NaN" not in json.dumps(one)), max_size=3), max_size=4)
+
+
+@given(events=EVENTS, places=PLACES, space=st.sampled_from(["", " "]),
+       end=st.sampled_from(["\n", "\r\n"]), done=st.booleans())
+def test_a_stream_gives_its_events_however_it_was_cut(raw, events, places, space, end, done):
+    """The space after the colon may be missing in server-sent events."""
+    said = [json.dumps(event) for event in events] + ["[DONE]"] * done
+    body = "".join("data:" + space + one + end * 2 for one in said)
+    raw.pieces = cut(OK + body.encode(), places)
+    got, problem = streamed(raw.url)
+    assert got == events
+    assert bool(problem) is not done
+
+
+# /proc: what processes say of themselves.
+
+MARKS = st.lists(st.sampled_from([
+    b"FIRSTLIGHT_ENDPOINT=chat", b"FIRSTLIGHT_ROOT=/r", b"FIRSTLIGHT_PLAN=9f2c",
+    b"FIRSTLIGHT_ENDPOINT=../../etc", b"FIRSTLIGHT_ENDPOINT=", b"FIRSTLIGHT_ENDPOINT=\xff\n",
+    b"FIRSTLIGHT_ROOT=\x1b[2J", b"A=FIRSTLIGHT_ENDPOINT=chat", b"", b"="]) | st.binary(max_size=8),
+    max_size=6).map(b"\0".join)
+PROCESSES = st.fixed_dictionaries({
+    "environ": MARKS, "cmdline": st.binary(max_size=40),
+    "comm": st.sampled_from([b"engine", b") (", b"a) S 1 2", b"\xff\n )"])
+    | st.binary(max_size=15)})
+TIMES = st.integers(0, 2**40)
+
+
+@given(process=PROCESSES, inode=st.integers(1, 2**32), port=st.integers(1, 65535),
+       ticks=st.tuples(TIMES, TIMES))
+def test_a_process_is_read_whatever_it_says_of_itself(process, inode, port, ticks):
+    with tempfile.TemporaryDirectory(prefix="fl-") as proc:
+        folder = os.path.join(proc, "7")
+        os.makedirs(os.path.join(folder, "fd"))
+        os.symlink("socket:[%d]" % inode, os.path.join(folder, "fd", "3"))
+        fields = [b"S"] + [b"0"] * 10 + [b"%d" % one for one in ticks] + [b"0"] * 10
+        files = {"environ": process["environ"], "cmdline": process["cmdline"],
+                 "stat": b"7 (" + process["comm"] + b") " + b" ".join(fields) + b"\n"}
+        for name, content in files.items():
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(content)
+        os.mkdir(os.path.join(proc, "net"))
+        with open(os.path.join(proc, "net", "tcp"), "w") as file:
+            file.write("  sl  local_address rem_address   st ...\n   0: 0100007F:%04X 00000000:0000"
+                       " 0A 00000000:00000000 00:00000000 00000000  1000 0 %d 1\n" % (port, inode))
+        [(held, holder)] = processes.holders([port], proc).items()
+        running = processes.engines("/r", proc)
+        worked = processes.cpu_seconds(7, proc)
+        listens = processes.listens("/r", "chat", port, proc)
+    assert (held, holder["pid"]) == (port, 7)
+    assert holder["endpoint"] is None or requests.NAME.fullmatch(holder["endpoint"])
+    assert worked == sum(ticks) / os.sysconf("SC_CLK_TCK")
+    # Names become paths and names of services.
+    assert all(requests.NAME.fullmatch(name) for name in running)
+    assert set(running) <= {"chat"} or holder["endpoint"] in running
+    assert listens is ("chat" in running)
+    json.dumps([holder, running])
+
+
+# Passports: whoever holds the host can write one.
+
+PASSPORT = {
+    "schema": passport.SCHEMA, "endpoint": "chat",
+    "plan": {"hash": "9f2c", "url": "http://127.0.0.1:8000", "start_timeout_s": 60,
+             "model": {"served_name": "canary"}},
+    "smoke": {"figures": {}}, "phases": {},
+}
+FIELDS = [("schema",), ("endpoint",), ("plan",), ("plan", "hash"), ("plan", "url"),
+          ("plan", "start_timeout_s"), ("plan", "model"), ("plan", "model", "served_name"),
+          ("smoke",), ("smoke", "figures"), ("phases",)]
+URLS = st.sampled_from([
+    "http://127.0.0.1:80", "http://127.0.0.1:65536", "http://127.0.0.1:٨٠", "http://192.0.2.1:80",
+    "http://127.0.0.1:80\n", "http://127.0.0.1:80@example.org"])
+
+
+def read_passport(content):
+    with tempfile.TemporaryDirectory(prefix="fl-") as root:
+        paths.write(passport.path(root, "chat"), content)
+        return passport.read(root, "chat")
+
+
+@given(st.binary(max_size=20) | strategies.JSON.map(lambda one: json.dumps(one).encode()))
+def test_what_is_no_passport_reads_as_none(content):
+    assert read_passport(content) is None
+
+
+@given(field=st.sampled_from(FIELDS), value=strategies.JSON | URLS)
+def test_a_passport_with_any_field_changed_is_relied_on_or_none(field, value):
+    changed = copy.deepcopy(PASSPORT)
+    inner = changed
+    for key in field[:-1]:
+        inner = inner[key]
+    inner[field[-1]] = value
+    found = read_passport(json.dumps(changed).encode())
+    if found is None:
+        return
+    assert re.fullmatch(r"http://127\.0\.0\.1:[0-9]{1,5}", found["plan"]["url"])
+    assert found["plan"]["start_timeout_s"] + 1 > 0
+    assert found["endpoint"] == "chat"
+    assert all(isinstance(text, str) for text in (
+        found["plan"]["hash"], found["plan"]["model"]["served_name"]))
+    assert all(isinstance(one, dict) for one in (found["smoke"]["figures"], found["phases"]))
+
+
+# Proof: no answer makes the judge fall over, and none that is wrong passes.
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with serving() as url:
+        yield url
+
+
+ANSWERS = strategies.JSON | st.fixed_dictionaries({}, optional={
+    "data": strategies.JSON | st.just([{"id": MODEL}]),
+    "choices": strategies.JSON | st.lists(st.fixed_dictionaries({}, optional={
+        "text": strategies.JSON, "message": strategies.JSON}), max_size=2),
+    "usage": strategies.JSON | st.fixed_dictionaries({
+        kind + "_tokens": st.integers(-1, 4) | st.just(10**400) | strategies.JSON
+        for kind in ("prompt", "completion", "total")})})
+TEXT = {"choices": [{"text": " word0"}]}
+COUNTED = st.builds(lambda count: {"usage": {"completion_tokens": count}},
+                    st.sampled_from([0, 64, 65, 10**400, 1.5, float("nan"), "9"]))
+STREAMS = st.builds(lambda right, answers: right + answers, st.sampled_from([[], [TEXT]]),
+                    st.lists(COUNTED | ANSWERS, max_size=3))
+
+
+@settings(max_examples=60)
+@given(route=st.sampled_from(["models", "completions", "chat", "stream"]), answer=ANSWERS,
+       stream=STREAMS, oracle=st.sampled_from([ORACLE, None]))
+def test_any_answer_is_judged(engine, route, answer, stream, oracle):
+    def answers(handler, right):
+        if route == "stream":
+            return stream
+        handler.send(200, json.dumps(answer).encode())
+        return None
+
+    engine.engine.faults = {route: answers}
+    verdict = smoke.prove(smoke.Target(engine, MODEL, oracle, timeout_s=20))
+    json.dumps(verdict, allow_nan=False)
+    for one in verdict["findings"]:
+        assert_whole(one)
+    failed = ["smoke-" + check["id"] for check in verdict["checks"] if not check["passed"]]
+    assert [one["id"] for one in verdict["findings"]] == failed
+    assert verdict["passed"] is not bool(findings.blocking(verdict["findings"]))
+    assert all(figure > 0 for figure in verdict["figures"].values())
+    if verdict["figures"]:
+        assert 1 <= verdict["figures"]["tokens"] <= smoke.SPEED_TOKENS
+    if oracle and route in ("completions", "chat"):
+        assert not verdict["passed"]
