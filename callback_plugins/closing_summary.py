@@ -8,6 +8,8 @@ import os
 import shlex
 import time
 
+from ansible import constants as C
+from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback import CallbackBase
 
 DOCUMENTATION = """
@@ -15,24 +17,21 @@ name: closing_summary
 type: aggregate
 short_description: The endpoints that a run ended with, and where its time went
 description:
-  - After the recap, prints every proven endpoint with a request to try, what a teardown removed,
-    and the time of each phase. Prints nothing for a playbook that has neither.
+  - After the recap, prints every endpoint with a request to try (of a fleet one line for each),
+    what a teardown removed, which hosts failed where and why, and the wall time of each role.
+    Prints nothing for a playbook that has none of these.
+  - Works beside every stdout callback. Beside one that prints JSON it is silent.
 requirements:
   - Enable in configuration (C(callbacks_enabled)).
 """
 
-# A role is a phase of the way; the order is that of the playbook.
-PHASES = {
-    "toolbelt": "install",
-    "deployment_plan": "observe and decide",
-    "inference_endpoint": "act",
-    "endpoint_smoke": "prove",
-    "host_report": "report",
-}
+# More endpoints than these have a line each instead of a paragraph.
+DETAILED = 4
+JSON_CALLBACKS = {"json", "jsonl"}
 
 
 class CallbackModule(CallbackBase):
-    """Times the roles as they pass and prints at the end."""
+    """Times the roles as they pass, remembers failures, and prints at the end."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"
@@ -41,82 +40,116 @@ class CallbackModule(CallbackBase):
 
     def __init__(self):
         super().__init__()
-        self._phases = {}
-        self._phase = None
+        self._stages = {}
+        self._stage = None
+        self._play = None
+        self._failures = {}
         self._since = time.monotonic() - _process_age()
         # What came before Ansible, where the caller timed it (make does).
         seconds = os.environ.get("FIRSTLIGHT_CONTROLLER_SECONDS")
         if seconds:
-            self._phases["controller"] = float(seconds)
+            self._stages["controller"] = float(seconds)
 
     def v2_playbook_on_start(self, playbook):
         """The time until here is Ansible's own start."""
         self._close("ansible start")
 
+    def v2_playbook_on_play_start(self, play):
+        """Tasks outside roles are timed under the play's name."""
+        self._play = play
+
     def v2_playbook_on_task_start(self, task, is_conditional):
-        """A task of another role begins another phase."""
-        role = task._role.get_name() if task._role else ""
-        phase = PHASES.get(role, "other")
-        if phase != self._phase:
-            self._close(self._phase)
-            self._phase = phase
+        """A task of another role begins another stage."""
+        if isinstance(task, TaskInclude):
+            return  # what it includes has a stage of its own
+        stage = self._stage_of(task)
+        if stage != self._stage:
+            self._close(self._stage)
+            self._stage = stage
+
+    def v2_playbook_on_handler_task_start(self, task):
+        """Handlers have roles too."""
+        self.v2_playbook_on_task_start(task, False)
+
+    def v2_runner_on_failed(self, result, ignore_errors=False):
+        """Remember why, in case nothing rescues it."""
+        if not ignore_errors:
+            self._remember("failed", result)
+
+    def v2_runner_on_unreachable(self, result):
+        """Remember why."""
+        self._remember("unreachable", result)
 
     def v2_playbook_on_stats(self, stats):
         """Print what there is to say."""
-        self._close(self._phase)
-        hosts = {host: said for host, said in stats.custom.items() if host != "_run"}
-        lines = []
-        for host, said in sorted(hosts.items()):
-            try:
-                lines += self._endpoints(host, said)
-            except (AttributeError, KeyError, TypeError) as problem:
-                # Passports come from hosts; one of another shape must not hide the others.
-                lines += ["", "%s: its passports cannot be read (%r)" % (host, problem)]
+        self._close(self._stage)
+        if C.DEFAULT_STDOUT_CALLBACK.rpartition(".")[2] in JSON_CALLBACKS:
+            return  # standard output is one document, and not ours
+        hosts = {host: said for host, said in sorted(stats.custom.items()) if host != "_run"}
+        lines = self._endpoints(hosts)
+        for host, said in hosts.items():
             lines += self._removed(host, said)
+        lines += self._failed(stats)
         if lines:
-            lines.append("")
-            lines.append("time      " + " · ".join(
-                "%s %.1f s" % (name, seconds) for name, seconds in self._phases.items()))
-            served = any("firstlight_passports" in said for said in hosts.values())
-            self._display.banner("FIRST LIGHT" if served else "LIGHTS OUT")
+            lines += ["", "time      " + " · ".join(
+                "%s %.1f s" % (name, seconds) for name, seconds in self._stages.items())]
+            if any("firstlight_passports" in said for said in hosts.values()):
+                banner = "FIRST LIGHT"
+            else:
+                banner = "LIGHTS OUT" if hosts else "NOT DONE"
+            self._display.banner(banner)
             for line in lines:
-                self._display.display(line)
+                # Passports and messages come from hosts, and a terminal would obey them.
+                self._display.display(_plain(line))
 
-    def _close(self, phase):
+    def _close(self, stage):
         now = time.monotonic()
-        if phase:
-            self._phases[phase] = self._phases.get(phase, 0.0) + now - self._since
+        if stage:
+            self._stages[stage] = self._stages.get(stage, 0.0) + now - self._since
         self._since = now
 
-    def _endpoints(self, host, said):
-        verdicts = {one["url"]: one for one in said.get("firstlight_verdicts", [])}
-        lines = []
-        for passport in said.get("firstlight_passports", []):
-            plan = passport["plan"]
-            verdict = verdicts.get(plan["url"])
-            standing = "not asked" if verdict is None else (
-                "proven" if verdict["passed"] else "NOT proven")
-            figures = verdict["figures"] if verdict else passport["smoke"]["figures"]
-            lines += [
-                "",
-                "%s on %s: %s" % (plan["name"], host, standing),
-                "endpoint  %s" % plan["url"],
-                "engine    %s %s (%s)" % (
-                    plan["engine"], plan["engine_version"], plan["runtime"]),
-                "model     %s (%s %s), context %d" % (
-                    plan["model"]["served_name"], plan["model"]["format"],
-                    plan["model"]["quantisation"], plan["context"]),
-                "speed     %s tokens/s in one stream, first token after %s s" % (
-                    figures.get("tokens_per_second", "?"), figures.get("first_token_s", "?")),
-                "engine up %s s after its start" % passport["phases"]["ready_s"],
-                "passport  %s/endpoints/%s/passport.json" % (
-                    said["firstlight_root"], plan["name"]),
-                "try       %s" % _curl(plan),
-            ]
-            for one in (verdict or {}).get("findings", []):
-                lines.append("%-9s %s: found %s, wanted %s" % (
-                    one["severity"], one["id"], one["found"], one["wanted"]))
-        return lines
+    def _stage_of(self, task):
+        if task._role:
+            return os.path.basename(task._role.get_name())
+        return self._play.get_name().strip() or "play"
+
+    def _remember(self, how, result):
+        task = result.task
+        hidden = result.task_fields.get("no_log", task.no_log) or "censored" in result.result
+        name = result.task_fields.get("name") or task.name or task.action
+        if hidden and isinstance(task.get_ds(), dict):
+            name = task.get_ds().get("name") or task.action  # as written: no secret is in it
+        self._failures[result.host.get_name()] = "%s in %s, task \"%s\": %s" % (
+            how, self._stage_of(task), name,
+            "its result is hidden (no_log)" if hidden else _reason(result.result))
+
+    def _failed(self, stats):
+        # A failure that was rescued is none in the statistics.
+        failed = [host for host in sorted(stats.processed)
+                  if stats.failures.get(host) or stats.dark.get(host)]
+        lines = ["%s %s" % (host, self._failures.get(host, "failed")) for host in failed]
+        return ["", "not done:", *("  " + line for line in lines)] if lines else []
+
+    def _endpoints(self, hosts):
+        """Every endpoint in full or in a line, by how many there are."""
+        details, compact, unreadable = [], [], []
+        for host, said in hosts.items():
+            try:
+                verdicts = {one["url"]: one for one in said.get("firstlight_verdicts", [])}
+                mine = [(passport, verdicts.get(passport["plan"]["url"]))
+                        for passport in said.get("firstlight_passports", [])]
+                detailed = [line for one in mine for line in _paragraph(host, said, *one)]
+                compact += [_row(host, *one) for one in mine]
+                details += detailed
+            except (AttributeError, KeyError, TypeError) as problem:
+                # Passports come from hosts; one of another shape must not hide the others.
+                unreadable += ["", "%s: its passports cannot be read (%r)" % (host, problem)]
+        if len(compact) <= DETAILED:
+            return details + unreadable
+        # What is not proven comes last, where one looks first.
+        compact.sort(key=lambda row: (row[1] != "proven", row))
+        width = max(len(row[0]) for row in compact)
+        return ["", *("%-*s  %-10s  %s" % (width, *row) for row in compact), *unreadable]
 
     def _removed(self, host, said):
         if "firstlight_removed" not in said:
@@ -124,6 +157,72 @@ class CallbackModule(CallbackBase):
         removed = said["firstlight_removed"]
         did = "would be removed" if said.get("firstlight_check_mode") else "removed"
         return ["", "%s on %s:" % (did, host)] + ["  " + one for one in removed or ["nothing"]]
+
+
+def _standing(verdict):
+    if verdict is None:
+        return "not asked"
+    return "proven" if verdict["passed"] else "NOT proven"
+
+
+def _figures(passport, verdict):
+    return verdict["figures"] if verdict else passport["smoke"]["figures"]
+
+
+def _findings(verdict):
+    return ["%-9s %s: found %s, wanted %s" % (
+        one["severity"], one["id"], one["found"], one["wanted"])
+        for one in (verdict or {}).get("findings", [])]
+
+
+def _paragraph(host, said, passport, verdict):
+    """An endpoint in full."""
+    plan = passport["plan"]
+    figures = _figures(passport, verdict)
+    return [
+        "",
+        "%s on %s: %s" % (plan["name"], host, _standing(verdict)),
+        "endpoint  %s" % plan["url"],
+        "engine    %s %s (%s)" % (plan["engine"], plan["engine_version"], plan["runtime"]),
+        "model     %s (%s %s), context %d" % (
+            plan["model"]["served_name"], plan["model"]["format"],
+            plan["model"]["quantisation"], plan["context"]),
+        "speed     %s tokens/s in one stream, first token after %s s" % (
+            figures.get("tokens_per_second", "?"), figures.get("first_token_s", "?")),
+        "engine up %s s after its start" % passport["phases"]["ready_s"],
+        "passport  %s/endpoints/%s/passport.json" % (said["firstlight_root"], plan["name"]),
+        "try       %s" % _curl(plan),
+        *_findings(verdict),
+    ]
+
+
+def _row(host, passport, verdict):
+    """An endpoint of many: its name, how it stands, and the rest."""
+    plan = passport["plan"]
+    rest = "%s  %s on %s %s  %s tokens/s" % (
+        plan["url"], plan["model"]["served_name"], plan["engine"], plan["engine_version"],
+        _figures(passport, verdict).get("tokens_per_second", "?"))
+    found = _findings(verdict)
+    if _standing(verdict) != "proven" and found:
+        rest = "%s  %s" % (plan["url"], found[0])
+    return "%s on %s" % (plan["name"], host), _standing(verdict), rest
+
+
+def _reason(result):
+    """The first line of why something failed; of a loop, of its first item that did."""
+    for one in result.get("results") or []:
+        if isinstance(one, dict) and one.get("failed"):
+            return "its result is hidden (no_log)" if "censored" in one else _reason(one)
+    said = result.get("msg") or result.get("stderr") or result.get("reason") or "no reason given"
+    text = "\n".join(map(str, said)) if isinstance(said, list) else str(said)
+    lines = [line.strip() for line in text.strip().splitlines()] or ["no reason given"]
+    # A heading says nothing without the first thing under it.
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:200]
+
+
+def _plain(text):
+    """Text of others as one line without control characters."""
+    return "".join(one if one.isprintable() else " " for one in text)
 
 
 def _process_age():
