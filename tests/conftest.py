@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: our module_utils on Ansible's path, and whole modules run in process."""
+"""What all tests share: our module_utils on Ansible's path, the rig's plugins, environments."""
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import sys
@@ -14,28 +13,15 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
-from ansible.module_utils.testing import patch_module_args  # noqa: E402
+import strategies  # noqa: E402, F401 - loads the profile of the property tests
+
+pytest_plugins = ["harness", "remote_calls", "transcripts"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def repository():
     """The root of the checkout."""
     return ROOT
-
-
-@pytest.fixture
-def run_module(capfd, tmp_path):
-    """Run a module's ``main`` as Ansible would, in this process; returns what it printed."""
-
-    def run(main, check=False, diff=False, **params):
-        args = dict(params, _ansible_check_mode=check, _ansible_diff=diff,
-                    _ansible_remote_tmp=str(tmp_path / "remote-tmp"))
-        capfd.readouterr()
-        with patch_module_args(args), pytest.raises(SystemExit):
-            main()
-        return json.loads(capfd.readouterr().out)
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ import tempfile
 import time
 import urllib.request
 
+import checkout
 import pytest
 
 from ansible.module_utils.firstlight import canary, processes
@@ -35,11 +36,12 @@ class Demo:
         self.root = folder / "a root"
         self.port = free_port()
 
-    def make(self, target, **variables):
+    def make(self, target, environment=(), **variables):
         """Run a make target; returns what it printed, standard error included, and its status."""
         given = {"PORT": str(self.port), "ROOT": str(self.root), **variables}
         # An outer make must not reach in: it hands its own variables down.
         env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+        env.update(environment)
         done = subprocess.run(
             ["make", target, *("%s=%s" % pair for pair in given.items())],
             cwd=self.clone, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -81,23 +83,12 @@ def recap(output):
     return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line)}
 
 
-def copy_checkout(folder):
-    """Copy this checkout as git sees it, uncommitted work included."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.decode()
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-
-
 @pytest.fixture(scope="module")
 def demo():
     """A clone in a short path: unix sockets have little room."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="fl-e2e-", dir="/tmp"))
     here = Demo(folder)
-    copy_checkout(here.clone)
+    checkout.copy(here.clone)
     yield here
     for pid in here.pids():
         with contextlib.suppress(ProcessLookupError):
@@ -117,7 +108,10 @@ def test_the_first_run_ends_with_a_proven_endpoint(demo):
     assert "endpoint  " + demo.url in output
     assert re.search(r"engine +llama_cpp \S+ \(native\)", output)
     assert re.search(r"speed +[\d.]+ tokens/s", output)
-    assert re.search(r"time +controller [\d.]+ s .* act [\d.]+ s .* prove [\d.]+ s", output)
+    assert re.search(
+        r"time +controller [\d.]+ s .* inference_endpoint [\d.]+ s .* endpoint_smoke [\d.]+ s",
+        output)
+    assert re.search(r"^localhost +inference_endpoint +changed +[\d.]+ s  \S", output, re.MULTILINE)
     passport = json.loads(demo.file("passport.json").read_text())
     assert "passport  %s" % demo.file("passport.json") in output
     assert passport["plan"]["url"] == demo.url
@@ -131,11 +125,13 @@ def test_the_first_run_ends_with_a_proven_endpoint(demo):
     assert json.loads(answer.stdout)["choices"][0]["text"] == canary.oracle()["completion"]
 
 
-def test_the_second_run_changes_nothing_and_checks_again(demo):
+def test_the_second_run_changes_nothing_and_checks_again(demo, remote_calls):
     before = demo.pids(), demo.file("passport.json").read_bytes()
     checked = demo.file("last_check.json").stat().st_mtime_ns
-    status, output = demo.make("demo")
+    status, output = demo.make("demo", remote_calls.environment(demo.clone / "ansible.cfg"))
     assert status == 0, output
+    remote_calls.expect(role={
+        "deployment_plan": 3, "toolbelt": 1, "inference_endpoint": 4, "endpoint_smoke": 1})
     assert recap(output)["changed"] == 0
     assert (demo.pids(), demo.file("passport.json").read_bytes()) == before
     assert demo.file("last_check.json").stat().st_mtime_ns > checked

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service does what its definition file says, under a real supervisord and a scripted systemd.
+"""A service does what its definition file says, under a real supervisord and a recorded systemd.
 
 A real systemd is not to be had where these tests run.
 """
@@ -12,6 +12,7 @@ import sys
 
 import pytest
 from supervised import config, definition, kill, short_root, until
+from transcripts import calls_of
 
 from ansible.module_utils.firstlight import paths, processes
 from ansible.module_utils.firstlight.services import ServiceError, Supervisor, Systemd, manager
@@ -232,117 +233,90 @@ def test_the_end_of_a_log_is_told(rig):
 
 # systemd -----------------------------------------------------------------------------------
 
-SYSTEMCTL = """#!/bin/sh
-echo "$(basename "$0") $*" >> "%(folder)s/asked"
-cat "%(folder)s/$1.out" 2>/dev/null
-cat "%(folder)s/$1.err" >&2 2>/dev/null
-exit "$(cat "%(folder)s/$1.rc" 2>/dev/null || echo 0)"
-"""
-
-
-class Scripted:
-    """A systemctl and a journalctl that say what they are told to."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        for name in ("systemctl", "journalctl"):
-            (folder / name).write_text(SYSTEMCTL % {"folder": folder})
-            (folder / name).chmod(0o755)
-
-    def say(self, verb, out="", err="", rc=0):
-        for kind, text in (("out", out), ("err", err), ("rc", str(rc))):
-            (self.folder / ("%s.%s" % (verb, kind))).write_text(text)
-
-    def asked(self):
-        lines = (self.folder / "asked").read_text().splitlines()
-        return [line for line in lines if " show " not in line]
+MACHINE = "debian12-systemd/"
 
 
 @pytest.fixture
 def systemd(tmp_path, monkeypatch):
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", "%s:%s" % (folder, os.environ["PATH"]))
+    """A systemd that answers from transcripts, and looks for units under ``tmp_path``."""
     monkeypatch.setattr(Systemd, "FOLDER", str(tmp_path / "units"))
     monkeypatch.setattr(paths, "DEFAULT_ROOT", str(tmp_path / "root"))
-    service = Systemd(str(tmp_path / "root"))
-    service.scripted = Scripted(folder)
-    return service
+    return Systemd(str(tmp_path / "root"))
 
 
-@pytest.mark.parametrize("said, state, pid", [
-    ("loaded active running 4711 success", "running", 4711),
-    ("loaded activating start 4711 success", "starting", 4711),
-    ("loaded activating auto-restart 0 exit-code", "failed", None),
-    ("loaded deactivating stop-sigterm 4711 success", "stopped", 4711),
-    ("loaded failed failed 0 signal", "failed", None),
-    ("loaded inactive dead 0 success", "stopped", None),
-    ("not-found inactive dead 0 success", "absent", None),
+def define(systemd):
+    unit = pathlib.Path(systemd.files("chat")[0])
+    unit.parent.mkdir()
+    unit.touch()
+
+
+@pytest.mark.parametrize("name, state, pid, detail", [
+    ("running", "running", 76, "success"),
+    ("starting", "starting", 78, "success"),
+    ("restarting", "failed", None, "exit-code"),
+    ("stopping", "stopped", 86, "success"),
+    ("failed", "failed", None, "exit-code"),
+    ("killed", "failed", None, "signal"),
+    ("stopped", "stopped", None, "success"),
+    ("masked", "stopped", None, "success"),
+    ("absent", "absent", None, "success"),
     # The unit file is gone and the process is not.
-    ("not-found active running 4711 success", "running", 4711),
-    ("not-found failed failed 0 exit-code", "failed", None),
+    ("deleted", "running", 89, "success"),
+    ("deleted-failed", "failed", None, "exit-code"),
 ])
-def test_what_systemd_says(systemd, said, state, pid):
-    fields = ("LoadState", "ActiveState", "SubState", "MainPID", "Result")
-    systemd.scripted.say("show", "".join("%s=%s\n" % pair for pair in zip(fields, said.split())))
-    assert systemd.status("chat") == {"state": state, "pid": pid, "detail": said.split()[-1]}
+def test_what_systemd_says(systemd, replay, name, state, pid, detail):
+    replay(MACHINE + "systemctl-show.yml")
+    assert systemd.status(name) == {"state": state, "pid": pid, "detail": detail}
 
 
-def test_a_systemd_that_does_not_answer_is_an_error(systemd):
-    systemd.scripted.say("show", err="Failed to connect to bus: No such file", rc=1)
-    with pytest.raises(ServiceError, match="Failed to connect to bus"):
+def test_a_systemd_that_does_not_answer_is_an_error(systemd, replay):
+    replay("debian12/tools.yml")
+    with pytest.raises(ServiceError, match="not been booted with systemd as init system"):
         systemd.status("chat")
 
 
-def test_systemd_is_told_to_restart_what_is_there(systemd):
+def test_systemd_is_told_to_restart_what_is_there(systemd, replay):
+    replay(MACHINE + "systemctl-follow-there.yml", ordered=True)
+    define(systemd)
     unit, link = systemd.files("chat")
-    os.makedirs(os.path.dirname(unit))
-    pathlib.Path(unit).touch()
     systemd.write_link("chat")
     systemd.write_link("chat")
     assert os.readlink(link) == unit
     systemd.follow("chat")
-    assert systemd.scripted.asked() == [
-        "systemctl daemon-reload",
-        "systemctl stop firstlight-chat.service",
-        "systemctl reset-failed firstlight-chat.service",
-        "systemctl start --no-block firstlight-chat.service",
-    ]
 
 
-def test_systemd_is_told_to_stop_what_is_gone(systemd):
+@pytest.mark.parametrize("kind", ["gone", "unknown"])
+def test_systemd_is_told_to_stop_what_is_gone(systemd, replay, kind):
+    """One that systemd does not know is stopped already."""
+    transcript = MACHINE + "systemctl-follow-%s.yml" % kind
+    replayed = replay(transcript, ordered=True)
     systemd.follow("chat")
-    assert systemd.scripted.asked() == [
-        "systemctl stop firstlight-chat.service",
-        "systemctl daemon-reload",
-        "systemctl reset-failed firstlight-chat.service",
-    ]
-
-
-def test_a_unit_that_systemd_does_not_know_is_stopped_already(systemd):
-    systemd.scripted.say(
-        "stop", err="Failed to stop firstlight-chat.service: Unit firstlight-chat.service not "
-                    "loaded.", rc=5)
-    systemd.follow("chat")
-    assert "systemctl daemon-reload" in systemd.scripted.asked()
+    assert replayed.made == [call["argv"] for call in calls_of(transcript)]
 
 
 @pytest.mark.parametrize("verb", ["daemon-reload", "stop", "start"])
-def test_what_systemd_refuses_is_an_error(systemd, verb):
-    os.makedirs(systemd.FOLDER)
-    pathlib.Path(systemd.files("chat")[0]).touch()
-    systemd.scripted.say(verb, err="Access denied", rc=4)
-    with pytest.raises(ServiceError, match=r"systemctl %s.* \(exit 4\): Access denied" % verb):
+def test_what_systemd_refuses_is_an_error(systemd, replay, verb):
+    refused = calls_of(MACHINE + "systemctl-refused.yml")
+    replay(MACHINE + "systemctl-follow-there.yml",
+           *[call for call in refused if call["argv"][1] == verb])
+    define(systemd)
+    with pytest.raises(ServiceError, match=r"systemctl %s.* \(exit \d\): .*Access denied" % verb):
         systemd.follow("chat")
 
 
-def test_the_journal_gives_the_end_of_the_log(systemd):
-    systemd.scripted.say("--unit", "one\ntwo\n")
-    assert systemd.log_tail("chat", lines=2) == "one\ntwo"
-    assert systemd.scripted.asked() == [
-        "journalctl --unit firstlight-chat.service --lines 2 --output cat"]
-    systemd.scripted.say("--unit", err="No journal files were found.", rc=1)
-    assert "No journal files were found." in systemd.log_tail("chat")
+def test_a_unit_that_systemd_cannot_read_is_an_error(systemd, replay):
+    replay(MACHINE + "systemctl-bad-unit.yml")
+    define(systemd)
+    with pytest.raises(ServiceError, match="bad unit file setting"):
+        systemd.follow("chat")
+
+
+def test_the_journal_gives_the_end_of_the_log(systemd, replay):
+    replay(MACHINE + "journalctl.yml")
+    assert systemd.log_tail("chat") == "Started firstlight-chat.service - chat.\nloading\nlistening"
+    assert systemd.log_tail("chat", lines=1) == "listening"
+    replay(MACHINE + "systemctl-refused.yml")
+    assert "No journal files were opened" in systemd.log_tail("chat")
 
 
 def test_a_manager_by_its_name():
