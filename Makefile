@@ -94,17 +94,25 @@ endef
 IN_DEV := PATH="$(CURDIR)/$(DEV)/bin:$$PATH"
 
 .PHONY: test
-test: lint test-unit test-e2e molecule ## Run everything that CI runs
+test: lint test-contract test-unit test-e2e molecule ## Run everything that CI runs
 
 .PHONY: lint
-lint: $(DEV)/ready ## Check style and types
+lint: $(DEV)/ready ## Check style, types and configuration
 	$(IN_DEV) ruff check .
+	$(IN_DEV) yamllint --strict .
 	$(IN_DEV) ansible-lint
-	MYPYPATH=module_utils $(IN_DEV) mypy --package firstlight
+	$(IN_DEV) mypy
+	$(IN_DEV) ansible-config validate -t all
+	$(IN_DEV) antsibull-changelog lint
+	$(IN_DEV) check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+.PHONY: test-contract
+test-contract: $(DEV)/ready ## Hold the repository against its own rules
+	$(IN_DEV) pytest -q tests/contract
 
 .PHONY: test-unit
-test-unit: $(DEV)/ready ## Run the unit and contract tests
-	$(IN_DEV) pytest -q tests/unit tests/contract
+test-unit: $(DEV)/ready ## Run the unit tests
+	$(IN_DEV) pytest -q -n 3 tests/unit
 
 .PHONY: test-e2e
 test-e2e: $(DEV)/ready ## Run the demo in a clone, twice, and take it down
@@ -117,6 +125,10 @@ molecule: $(DEV)/ready ## Run the molecule scenarios
 .PHONY: bench
 bench: $(DEV)/ready ## Time the demo, first and second run, and how much of it is ours
 	$(IN_DEV) python tests/bench/demo.py
+
+.PHONY: docs
+docs: $(DEV)/ready ## Write docs/reference anew from specs and DOCUMENTATION
+	$(IN_DEV) python docs/generate.py
 
 .PHONY: lock
 lock: $(DEV)/ready ## Write the locks anew from requirements/*.in

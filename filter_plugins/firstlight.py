@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any, Callable, Dict
 
 import ansible.module_utils
 
@@ -22,7 +23,7 @@ from ansible.module_utils.firstlight.planning import (  # noqa: E402
 )
 
 
-def endpoint_requests(asked):
+def endpoint_requests(asked: Any) -> Dict[str, Any]:
     """``inference_endpoints`` as ``{requests, findings}``."""
     good, wrong = requests.normalise(asked)
     return {"requests": good, "findings": wrong}
@@ -31,7 +32,7 @@ def endpoint_requests(asked):
 class FilterModule:
     """Every filter of the project; each is documented in the file of its name beside this one."""
 
-    def filters(self):
+    def filters(self) -> Dict[str, Callable[..., Any]]:
         """Name to function."""
         return {
             "blocking_findings": findings.blocking,

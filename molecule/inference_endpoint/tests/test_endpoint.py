@@ -39,3 +39,12 @@ def test_one_engine_runs_from_the_environment_of_the_plan(host, passport):
 
 def test_a_later_check_was_written(host):
     assert json.loads(host.file(ROOT + "/endpoints/demo/last_check.json").content_string)["passed"]
+
+
+def test_the_toolbelt_holds_what_our_modules_import(host):
+    assert host.run(ROOT + "/venvs/toolbelt/bin/python -c 'import pynvml'").rc == 0
+
+
+def test_the_report_has_the_passport_of_the_host(host, passport):
+    kept = host.file(ROOT + "-reports/here/demo.json").content_string
+    assert json.loads(kept) == passport

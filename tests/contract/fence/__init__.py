@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules that keep the house in order, as functions: a tree in, what breaks the rule out.
+
+Each rule takes a :class:`fence.tree.Tree` and gives a list of sentences, ``path[:line]: found …,
+wanted …``; an empty list is a tree in order. ``test_fence.py`` holds this checkout against every
+rule, ``test_planted.py`` shows for every rule a violation that it catches.
+"""
+
+from __future__ import annotations
+
+from . import catalogs, filters, modules, production, roles, tasks, verifiers
+
+RULES = {
+    rule.__name__: rule
+    for rule in (
+        roles.entry_points_have_specs,
+        roles.specs_are_typed,
+        roles.defaults_equal_specs,
+        roles.roles_have_readmes,
+        roles.roles_have_scenarios,
+        roles.role_variables_are_options,
+        tasks.assigned_names_are_private,
+        tasks.our_modules_get_real_options,
+        tasks.failures_are_not_ignored,
+        modules.documentation_equals_spec,
+        modules.examples_are_real,
+        modules.returns_are_described,
+        filters.filters_are_documented,
+        production.production_knows_no_tests,
+        production.files_carry_the_licence,
+        verifiers.verifiers_verify,
+        verifiers.scenarios_play_everything,
+        catalogs.catalogs_are_whole,
+    )
+}

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkout as the rules read it: files by room, YAML with line numbers, tasks in any nesting."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import yaml
+from ansible.playbook.handler import Handler
+
+BLOCKS = ("block", "rescue", "always")
+SECTIONS = ("pre_tasks", "tasks", "post_tasks", "handlers")
+# What a task may carry beside its module, as Ansible has it. Anything else is the module.
+KEYWORDS = frozenset(Handler.fattributes) | {"action", "local_action", "args"}
+
+
+class Mapping(dict):
+    """A mapping that knows the line it begins on."""
+
+    line = 0
+
+
+class _Loader(yaml.SafeLoader):
+    def mapping(self, node):
+        made = Mapping(self.construct_mapping(node, deep=True))
+        made.line = node.start_mark.line + 1
+        return made
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.mapping)
+# Ansible's own tags (!vault, !unsafe) stand for a text.
+_Loader.add_multi_constructor("!", lambda loader, suffix, node: "!" + suffix)
+
+
+class Task:
+    """A task where it stands: its file, its line, its module and the module's arguments."""
+
+    def __init__(self, file, content):
+        self.file = file
+        self.content = content
+        self.where = "%s:%d" % (file, content.line)
+        self.module, self.args = self._called()
+
+    def _called(self):
+        for word in ("action", "local_action"):
+            called = self.content.get(word)
+            if isinstance(called, dict):
+                called = dict(called)
+                return called.pop("module", ""), called
+            if isinstance(called, str):
+                return called.partition(" ")[0], called.partition(" ")[2]
+        for key, value in self.content.items():
+            if key not in KEYWORDS and key not in BLOCKS and not key.startswith("with_"):
+                if isinstance(value, str):
+                    return key, value
+                return key, {**(value or {}), **(self.content.get("args") or {})}
+        return "", {}
+
+    def is_a(self, *names):
+        """Whether it calls one of these, bare or by its full name."""
+        return self.module.rpartition(".")[2] in names
+
+    @property
+    def role(self):
+        """The role that it imports or includes, or nothing."""
+        return self.args.get("name", "") if self.is_a("import_role", "include_role") else ""
+
+
+class Tree:
+    """A checkout."""
+
+    def __init__(self, root):
+        self.root = pathlib.Path(root)
+
+    def files(self, *patterns):
+        """The files that match, in order, as paths relative to the root."""
+        found = {path.relative_to(self.root) for pattern in patterns
+                 for path in self.root.glob(pattern) if path.is_file()}
+        return sorted(path for path in found if "__pycache__" not in path.parts)
+
+    def text(self, file):
+        """A file's text, empty where there is none."""
+        path = self.root / file
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    @functools.cache  # noqa: B019 - a tree lives as long as its test
+    def yaml(self, file):
+        """A file's YAML, ``None`` where there is none."""
+        return yaml.load(self.text(file), Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+    @property
+    def roles(self):
+        """The names of the roles."""
+        return sorted(path.name for path in (self.root / "roles").iterdir() if path.is_dir())
+
+    def specs(self, role):
+        """A role's argument specs by entry point."""
+        held = self.yaml("roles/%s/meta/argument_specs.yml" % role)
+        return (held or {}).get("argument_specs") or {}
+
+    def options(self, role):
+        """Every option of a role, whatever its entry point."""
+        return {name: option for spec in self.specs(role).values()
+                for name, option in (spec.get("options") or {}).items()}
+
+    def task_files(self):
+        """The files that hold tasks or plays, of the roles, the playbooks and the scenarios."""
+        return self.files("*.yml", "playbooks/**/*.yml", "roles/*/tasks/**/*.yml",
+                          "roles/*/handlers/**/*.yml", "molecule/**/*.yml")
+
+    def nodes(self, file):
+        """Every play, block and task of a file."""
+        return list(_nodes(self.yaml(file)))
+
+    def tasks(self, *files):
+        """Every task of these files (of all where none is named), blocks taken apart."""
+        return [Task(file, node) for file in files or self.task_files() for node in self.nodes(file)
+                if not set(node) & {*BLOCKS, *SECTIONS, "hosts"}]
+
+
+def _nodes(content):
+    for node in content if isinstance(content, list) else []:
+        if isinstance(node, dict):
+            yield node
+            for section in BLOCKS + SECTIONS:
+                yield from _nodes(node.get(section))
+
+
+def spoken(names):
+    """Names for a sentence."""
+    return ", ".join(sorted(map(str, names))) or "nothing"

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every rule of the fence catches what it is there for: violations planted in a copy."""
+
+from __future__ import annotations
+
+import checkout
+import pytest
+from fence import RULES
+from fence.tree import Tree
+
+TOOLBELT = "roles/toolbelt/"
+SMOKE = "library/smoke_inference.py"
+CATALOG = "catalog/engine_releases.yml"
+SCENARIO = "molecule/inference_endpoint/"
+ROW = """
+- {engine: llama_cpp, version: "%s", runtime: native, package: p, lock: l, launcher: s, dialect: d,
+   devices: [cpu], formats: [gguf], architectures: [x86_64], minimum_python: "3.10", libraries: [],
+   extra_flags: [], source: "%s"}
+"""
+
+
+def change(file, old, new):
+    """Replace the first ``old``, which must be there."""
+    def plant(root):
+        text = (root / file).read_text()
+        assert old in text, "%s has no %r any more: plant something else" % (file, old)
+        (root / file).write_text(text.replace(old, new, 1))
+    return plant
+
+
+def add(file, text):
+    """Write ``text`` at the end of a file, a new one where there is none."""
+    def plant(root):
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text((path.read_text() if path.exists() else "") + text)
+    return plant
+
+
+def remove(file):
+    """Remove a file."""
+    return lambda root: (root / file).unlink()
+
+
+# Rule, what is planted, and words of the sentence that must name it.
+PLANTS = [
+    ("entry_points_have_specs", change(TOOLBELT + "meta/argument_specs.yml", "  main:", "  more:"),
+     "entry point main of toolbelt without a spec"),
+    ("entry_points_have_specs", change(TOOLBELT + "meta/argument_specs.yml", "  main:", "  more:"),
+     "found a spec of more, wanted the tasks file"),
+    ("entry_points_have_specs", change("playbooks/teardown.yml", "teardown\n", "teardown_shared\n"),
+     "playbooks/teardown.yml:7: found the entry point teardown_shared"),
+    ("specs_are_typed", change(TOOLBELT + "meta/argument_specs.yml", "        type: bool\n", ""),
+     "found toolbelt_venv_missing without type"),
+    ("specs_are_typed", change("roles/endpoint_smoke/meta/argument_specs.yml",
+                               "        elements: str\n", ""),
+     "found the list endpoint_smoke_pending without elements"),
+    ("specs_are_typed", change(TOOLBELT + "meta/argument_specs.yml", "toolbelt_root", "root"),
+     "found the option root, wanted a name that begins with toolbelt_"),
+    ("specs_are_typed", change("roles/deployment_plan/meta/argument_specs.yml", "judged by", "of"),
+     "found deployment_plan_endpoints of type raw"),
+    ("specs_are_typed", change("roles/endpoint_smoke/meta/argument_specs.yml",
+                               "        type: str\n        required: true",
+                               "        type: str\n        required: true\n        default: x"),
+     "found endpoint_smoke_root both required and with a default"),
+    ("defaults_equal_specs", change(TOOLBELT + "defaults/main.yml", "python3-venv", "venv"),
+     "found toolbelt_venv_package: 'venv', wanted 'python3-venv'"),
+    ("defaults_equal_specs",
+     change("roles/inference_endpoint/defaults/main.yml", ": 120", ": '120'"),
+     "found inference_endpoint_request_timeout_s: '120', wanted 120"),
+    ("defaults_equal_specs", add(TOOLBELT + "defaults/main.yml", "toolbelt_more: 1\n"),
+     "found toolbelt_more, wanted it in"),
+    ("defaults_equal_specs", change(TOOLBELT + "defaults/main.yml", "toolbelt_venv_package:", "#"),
+     "found a default of toolbelt_venv_package, wanted it in"),
+    ("defaults_equal_specs", change(TOOLBELT + "defaults/main.yml", "# toolbelt_root:", "# root:"),
+     "found nothing of toolbelt_root, wanted the comment"),
+    ("defaults_equal_specs",
+     change("roles/endpoint_smoke/meta/argument_specs.yml", "endpoint_smoke_timeout_s",
+            "endpoint_smoke_pending:\n        description: The same.\n        type: list\n"
+            "        elements: str\n        default: []\n      endpoint_smoke_timeout_s"),
+     "found the order"),
+    ("roles_have_readmes", remove(TOOLBELT + "README.md"), "toolbelt/README.md: found no README"),
+    ("roles_have_readmes", change(TOOLBELT + "README.md", "# toolbelt", "# tools"),
+     "found '# tools', wanted the title `# toolbelt`"),
+    ("roles_have_scenarios", change("molecule/covered_by.yml", "toolbelt:", "tools:"),
+     "molecule/toolbelt: found no scenario"),
+    ("roles_have_scenarios", change("molecule/covered_by.yml", "toolbelt:", "tools:"),
+     "found tools, wanted the name of a role"),
+    ("roles_have_scenarios", change("molecule/covered_by.yml", "scenario: i", "scenario: un"),
+     "found deployment_plan covered by unnference_endpoint, wanted a scenario that plays it"),
+    ("roles_have_scenarios", change("playbooks/site.yml", "name: toolbelt", "name: host_report"),
+     "found toolbelt covered by inference_endpoint, wanted a scenario that plays it"),
+    ("roles_have_scenarios", change("molecule/covered_by.yml", "reason: It only observes and",
+                                    "reason: None. #"), "found no reason why deployment_plan"),
+    ("role_variables_are_options", change("playbooks/site.yml", "toolbelt_root:", "toolbelt_rot:"),
+     "found toolbelt_rot, wanted an option of the role toolbelt"),
+    ("role_variables_are_options",
+     add("inventories/example/group_vars/all.yml", "inference_endpoint_timeout: 5\n"),
+     "all.yml: found inference_endpoint_timeout, wanted an option"),
+    ("role_variables_are_options",
+     add("inventories/example/more.yml", "all:\n  children:\n    gpu:\n      vars:\n"
+                                         "        host_report_dir: /x\n"),
+     "more.yml: found host_report_dir, wanted an option"),
+    ("assigned_names_are_private",
+     change("roles/endpoint_smoke/tasks/main.yml", "register: __endpoint_smoke", "register: smoke"),
+     "roles/endpoint_smoke/tasks/main.yml:2: found smoke_checks assigned by register"),
+    ("assigned_names_are_private",
+     change("roles/deployment_plan/tasks/main.yml", "    __deployment_plan:", "    plan_of_all:"),
+     "found plan_of_all assigned by set_fact"),
+    ("assigned_names_are_private",
+     change("roles/inference_endpoint/tasks/switch.yml", "loop_var: __inference", "loop_var: _the"),
+     "found _the_endpoint_name assigned by loop_var"),
+    ("assigned_names_are_private",
+     change("roles/inference_endpoint/tasks/switch.yml", "    loop_var:", "    label:"),
+     "found item assigned by loop"),
+    ("assigned_names_are_private",
+     change("roles/host_report/vars/main.yml", "__host_report", "host_report"),
+     "found host_report_folder assigned by a role variable"),
+    ("assigned_names_are_private",
+     change("roles/endpoint_smoke/tasks/main.yml", "    __endpoint_smoke_plan: >-",
+            "    endpoint_smoke_plans: >-"), "found endpoint_smoke_plans assigned by vars"),
+    ("our_modules_get_real_options",
+     change("roles/deployment_plan/tasks/main.yml", "    root:", "    rot:"),
+     "main.yml:2: gpu_facts: found the option rot, wanted one of root"),
+    ("our_modules_get_real_options",
+     change("roles/endpoint_smoke/tasks/main.yml", "    url:", "    timeout_s: 3\n    #"),
+     "smoke_inference: found no url, wanted this required option"),
+    ("our_modules_get_real_options",
+     change("roles/inference_endpoint/tasks/teardown.yml", "state: absent", "state: gone"),
+     "value of state must be one of: present, absent, got: gone"),
+    ("our_modules_get_real_options",
+     change("playbooks/teardown.yml", "  tasks:",
+            "  module_defaults:\n    gpu_facts: {rot: /x}\n  tasks:"),
+     "module_defaults of gpu_facts: found rot"),
+    ("failures_are_not_ignored",
+     change(TOOLBELT + "tasks/main.yml", "  when:", "  ignore_errors: true\n  when:"),
+     "tasks/main.yml:7: found `ignore_errors: true`"),
+    ("failures_are_not_ignored",
+     change(SCENARIO + "cleanup.yml", "        state: absent",
+            "        state: absent\n      failed_when: false"), "found `failed_when: false`"),
+    ("documentation_equals_spec",
+     change(SMOKE, "default: 120.0\n", "default: 60.0\n"),
+     "found default of timeout_s documented as 60.0, wanted 120.0"),
+    ("documentation_equals_spec", change(SMOKE, "    type: dict\n", "    type: str\n"),
+     "found type of oracle documented as 'str', wanted 'dict'"),
+    ("documentation_equals_spec", change(SMOKE, '            "record": {"type": "path"},\n', ""),
+     "found record in DOCUMENTATION, wanted an option of the argument spec"),
+    ("documentation_equals_spec",
+     change(SMOKE, '"record": {"type": "path"}', '"record": {"type": "path"}, "more": {}'),
+     "found the option more undocumented"),
+    ("documentation_equals_spec",
+     change("library/state_root.py", "choices: [absent", "choices: [absent, gone"),
+     "found choices of state documented as"),
+    ("documentation_equals_spec",
+     change(SMOKE, "supports_check_mode=True", "supports_check_mode=False"),
+     "found check_mode support: full"),
+    ("documentation_equals_spec", change(SMOKE, "  diff_mode:", "  other_mode:"),
+     "found attributes.diff_mode"),
+    ("examples_are_real", change(SMOKE, "    url: http", "    uri: http"),
+     "EXAMPLES: found the option uri"),
+    ("examples_are_real", change(SMOKE, "    url: http://127.0.0.1:8000\n", ""),
+     "EXAMPLES: found no url, wanted this required option"),
+    ("examples_are_real", change(SMOKE, "  smoke_inference:\n    url", "  smoke:\n    url"),
+     "found no task of smoke_inference in EXAMPLES"),
+    ("examples_are_real", change(SMOKE, "- name: Prove the endpoint", "- name: [Prove"),
+     "found EXAMPLES that are no YAML"),
+    ("returns_are_described",
+     change(SMOKE, "  description: The endpoint that was asked.\n", ""),
+     "RETURN: found url without description"),
+    ("returns_are_described", change(SMOKE, "  type: list\n  elements: dict\n  sample", "  sample"),
+     "found checks of type None"),
+    ("filters_are_documented", remove("filter_plugins/findings_text.yml"),
+     "found the filter findings_text without a page"),
+    ("filters_are_documented",
+     change("filter_plugins/deployment_plan.yml", "positional: facts, ", "positional: "),
+     "found positional: models, state, catalog"),
+    ("filters_are_documented",
+     change("filter_plugins/deployment_plan.yml", "    facts:\n", "    fact:\n"),
+     "found the options fact, models, state, catalog"),
+    ("filters_are_documented", add("filter_plugins/more.yml", "---\nDOCUMENTATION: {}\n"),
+     "more.yml: found a page of no filter"),
+    ("filters_are_documented",
+     change("filter_plugins/findings_text.yml", "| findings_text }}", "}}"),
+     "found no use of findings_text in EXAMPLES"),
+    ("production_knows_no_tests",
+     change("module_utils/firstlight/runner.py", "import os\n",
+            "import os\nTESTED = 'PYTEST_CURRENT_TEST' in os.environ  # pytest\n"),
+     "runner.py:8: found `PYTEST_CURRENT_TEST`"),
+    ("production_knows_no_tests",
+     add("roles/toolbelt/tasks/main.yml", "  when: not molecule_yml is defined\n"), "molecule"),
+    ("production_knows_no_tests",
+     add("inventories/local/group_vars/all.yml", "x: \"{{ lookup('file', 'tests/x') }}\"\n"),
+     "found `tests/`"),
+    ("files_carry_the_licence", add("library/more_info.py", '"""A module."""\n'),
+     "library/more_info.py: found no licence"),
+    ("verifiers_verify", add("tests/unit/test_more.py", "def test_it():\n    print(1)\n"),
+     "test_more.py:1: found test_it, which asserts nothing"),
+    ("verifiers_verify", add("tests/unit/test_more.py", "def test_it(x):\n    assert True\n"),
+     "found `assert True`, which is always true"),
+    ("verifiers_verify", add("tests/unit/test_more.py", "def test_it(x):\n    assert x == x\n"),
+     "found `assert x == x`"),
+    ("verifiers_verify", add("tests/unit/test_more.py", "def test_it(x):\n    assert x or True\n"),
+     "found `assert x or True`"),
+    ("verifiers_verify",
+     add("tests/unit/test_more.py", "def test_it(x):\n    assert (x, 'is wrong')\n"),
+     "found `assert (x, 'is wrong')`"),
+    ("verifiers_verify",
+     add("tests/unit/test_more.py", "def test_it(x):\n    assert len(x) >= 0\n"),
+     "found `assert len(x) >= 0`"),
+    ("verifiers_verify",
+     add("tests/unit/test_more.py", "import pytest\n\n\ndef test_it(x):\n    pytest.skip()\n"),
+     "found a skip without reason"),
+    ("verifiers_verify",
+     add(SCENARIO + "verify.yml", "---\n- name: Verify\n  hosts: all\n  tasks:\n"
+         "    - name: It works\n      ansible.builtin.assert:\n        that: true\n"),
+     "verify.yml:5: found assert that: True"),
+    ("scenarios_play_everything",
+     change(SCENARIO + "molecule.yml", "converge, idempotence, check,", "converge, check,"),
+     "wanted check, converge, idempotence, check, verify in it, in this order"),
+    ("scenarios_play_everything", remove(SCENARIO + "tests/test_endpoint.py"),
+     "found no verifier"),
+    ("catalogs_are_whole", add(CATALOG, ROW % ("2025.1", "Tried on Debian 12 with this wheel.")),
+     "found a row out of order or twice"),
+    ("catalogs_are_whole", add(CATALOG, ROW % ("2026.10.11549", "Tried on Debian 12 with it.")),
+     "found a row out of order or twice"),
+    ("catalogs_are_whole", add(CATALOG, ROW % ("2027.1", "Somebody said so in a forum post.")),
+     "found source: 'Somebody said so"),
+    ("catalogs_are_whole", change(CATALOG, "# Sorted by: engine", "# Sorted so: engine"),
+     "found no order, wanted the comment"),
+    ("catalogs_are_whole",
+     add(CATALOG, ROW.replace("package: p, ", "") % ("2027.1", "Tried on Debian 12 with it.")),
+     "found a row without package"),
+]
+
+
+def test_every_rule_has_something_planted():
+    assert {rule for rule, _, _ in PLANTS} == set(RULES)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    """A copy of the checkout that plants are put into, and taken out of again."""
+    return checkout.copy(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture
+def tree(clean):
+    """The copy, restored after the test."""
+    before = {path: path.read_bytes() for path in clean.rglob("*")
+              if path.is_file() and "__pycache__" not in path.parts}
+    yield clean
+    for path in [path for path in clean.rglob("*") if path.is_file()]:
+        if path not in before:
+            path.unlink()
+    for path, content in before.items():
+        if not path.exists() or path.read_bytes() != content:
+            path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("rule", "plant", "named"), PLANTS, ids=lambda value: (
+    value if isinstance(value, str) else ""))
+def test_a_planted_violation_is_caught_and_named(rule, plant, named, tree):
+    plant(tree)
+    assert [sentence for sentence in RULES[rule](Tree(tree)) if named in sentence], (
+        "\n".join(RULES[rule](Tree(tree))) or "the rule found nothing")
