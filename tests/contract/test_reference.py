@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages of docs/reference are what specs and DOCUMENTATION say, and readable as Markdown."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from pathlib import Path
+
+import ansible.release
+import pytest
+from markdown_it import MarkdownIt
+
+REPOSITORY = Path(__file__).parents[2]
+REFERENCE = REPOSITORY / "docs" / "reference"
+ROLES = sorted(path.name for path in (REPOSITORY / "roles").iterdir())
+
+
+def _load():
+    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = _load()
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return generate.pages()
+
+
+def tables(text):
+    """The cells of every table of a page, as a browser would show them, row by row."""
+    rows, inside = [], False
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        if token.type == "tr_open":
+            rows.append([])
+        inside = token.type in ("td_open", "th_open") or inside and token.type == "inline"
+        if inside and token.type == "inline":
+            rows[-1].append("".join(child.content for child in token.children))
+    return rows
+
+
+def headings(text):
+    tokens = MarkdownIt("commonmark").parse(text)
+    return [after.content for token, after in zip(tokens, tokens[1:])
+            if token.type == "heading_open" and token.tag == "h2"]
+
+
+def module_with(options=None, returned=None, **doc):
+    doc = {"short_description": "Do", "description": ["Does."], "options": options or {}, **doc}
+    return {"doc": doc, "examples": None, "return": returned}
+
+
+# --- The pages that are in the repository ----------------------------------------------------
+
+
+def test_the_pages_are_what_the_sources_say(pages):
+    stale = []
+    for name in sorted({*pages, *(path.name for path in REFERENCE.iterdir())}):
+        file = REFERENCE / name
+        there = file.read_text(encoding="utf-8") if file.exists() else ""
+        if there != pages.get(name, ""):
+            stale += list(difflib.unified_diff(
+                there.splitlines(), pages.get(name, "").splitlines(), "docs/reference/" + name,
+                "wanted", lineterm="", n=0))[:20]
+    assert not stale, "docs/reference is stale: run `make docs`\n" + "\n".join(stale)
+
+
+def test_every_role_module_filter_and_callback_has_a_section(pages):
+    assert headings(pages["roles.md"]) == ROLES
+    for page, places in (("modules.md", "library/*.py"), ("filters.md", "filter_plugins/*.yml"),
+                         ("callbacks.md", "callback_plugins/*.py")):
+        assert headings(pages[page]) == sorted(path.stem for path in REPOSITORY.glob(places))
+
+
+def test_the_pages_are_the_same_wherever_they_are_written(pages):
+    for text in pages.values():
+        assert str(REPOSITORY) not in text
+        assert ansible.release.__version__ not in text
+        assert text.endswith("\n") and not text.endswith("\n\n")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_roles_readme_ends_with_the_way_to_its_variables(role):
+    last = (REPOSITORY / "roles" / role / "README.md").read_text().rstrip().splitlines()[-1]
+    assert last == ("Variables: [reference](../../docs/reference/roles.md#%s), or "
+                    "`ansible-doc -t role %s`." % (role, role))
+
+
+# --- The generator ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("plain words, 100 % of them.", "plain words, 100 % of them."),
+    ("a gpu_facts and a _private_ name", "a gpu_facts and a _private_ name"),
+    ("<host> & *.yml [x](y) `tick` ~~no~~ a\\b", "<host> & *.yml [x](y) `tick` ~~no~~ a\\b"),
+    ("# no heading", "# no heading"),
+    ("- no list", "- no list"),
+    ("1. no list", "1. no list"),
+    ("C(a|b) of C(<file>) and C(x`y)", "a|b of <file> and x`y"),
+    ("O(state=present), V(none), RV(removed), E(HOME)", "state=present, none, removed, HOME"),
+    ("B(bold) I(slanted) M(ansible.builtin.file)", "bold slanted ansible.builtin.file"),
+    ("L(text,https://example.org/a_b) U(https://example.org)", "text https://example.org"),
+])
+def test_a_reader_sees_the_words_and_none_of_the_markup(text, shown):
+    tokens = MarkdownIt("commonmark").enable("strikethrough").parse(generate.markdown(text))
+    assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
+    assert "".join(child.content for child in tokens[1].children
+                   if child.type != "html_inline") == shown
+
+
+def test_pipes_and_paragraphs_stay_in_their_cell():
+    page = generate.page("module", {"m": module_with({"o": {
+        "description": ["Either C(a|b) or | a bar.", "And\nmore."], "type": "str",
+        "default": "x | y", "choices": ["x | y", "z"]}})})
+    assert tables(page)[1] == [
+        "o", "str", "x | y", "x | y, z", "Either a|b or | a bar.<br>And more."]
+
+
+def test_values_are_shown_as_they_are_written():
+    shown = [generate.code(value) for value in ("text", "", None, True, 8, [], {"a": 1}, "a\nb")]
+    assert shown == ["`text`", '`""`', "`null`", "`true`", "`8`", "`[]`", '`{"a": 1}`', '`"a\\nb"`']
+
+
+def test_what_is_nested_follows_what_it_is_in():
+    inner = {"type": "int", "description": "A part.", "required": True}
+    option = {"type": "list", "elements": "dict", "description": "All.", "aliases": ["many"]}
+    role = {"entry_points": {"main": {
+        "short_description": "Do", "options": {"r_x": dict(option, options={"part": inner})}}}}
+    module = module_with({"x": dict(option, suboptions={"part": inner})}, {
+        "y": {"type": "list", "elements": "dict", "returned": "always", "description": "Made.",
+              "contains": {"part": {"type": "int", "description": "One.", "sample": 3}}}})
+    assert tables(generate.page("role", {"r": role}))[1:] == [
+        ["r_x", "list of dict", "", "All. Also called many."],
+        ["r_x.part", "int", "required", "A part."]]
+    page = generate.page("module", {"m": module})
+    rows = tables(page)
+    assert ["x.part", "int", "required", "A part."] in rows
+    assert ["y", "list of dict", "always", "Made."] in rows
+    assert ["y.part", "int", "", "One."] in rows
+    assert "\ny:\n- {part: 3}\n" in page
+
+
+def test_a_callbacks_option_says_where_it_is_set():
+    page = generate.page("callback", {"c": module_with({"o": {
+        "description": "One.", "type": "int", "default": 3, "env": [{"name": "C_O"}],
+        "ini": [{"section": "callback_c", "key": "o"}], "vars": [{"name": "c_o"}]}})})
+    assert tables(page)[1] == [
+        "o", "int", "3", "One.<br>Environment: C_O<br>Configuration: [callback_c] o"
+        "<br>Variable: c_o"]
+
+
+def test_what_no_template_prints_is_not_lost_in_silence():
+    shown = module_with({"o": {"description": "One.", "colour": "red"}}, seealso=[])
+    wrong = generate.complaints("module", "m", shown)
+    assert [line.split(";")[0] for line in wrong] == [
+        "module m: no template prints the key seealso of its plugin",
+        "module m: no template prints the key colour of its option"]
+
+
+def test_markup_that_is_wrong_stops_the_generator():
+    with pytest.raises(ValueError, match="gpu_facts"):
+        generate.markdown("See M(gpu_facts).")
