@@ -81,7 +81,15 @@ time.sleep(900)
     wait_for_end((tmp_path / "pid").read_text())
 
 
-def test_a_tool_ends_when_the_run_is_interrupted(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_tool_ends_when_the_run_is_interrupted(tmp_path, interruptible):
     code = "import os, pathlib, time; pathlib.Path(%r).write_text(str(os.getpid()))\n" \
            "time.sleep(900)" % str(tmp_path / "pid")
     timer = threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT))
