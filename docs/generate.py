@@ -37,7 +37,7 @@ PRINTED = {
                "options", "suboptions", "env", "ini", "vars"},
     "return value": {"description", "type", "elements", "returned", "sample", "contains"},
 }
-LEFT_OUT = {"author", "collection", "filename", "has_action", "module", "name", "path",
+LEFT_OUT = {"author", "collection", "filename", "has_action", "module", "name", "no_log", "path",
             "plugin_name", "type", "version_added", "version_added_collection"}
 
 # What Markdown would take for its own in running text.

@@ -12,6 +12,7 @@ TOOLBELT = "roles/toolbelt/"
 SMOKE = "library/smoke_inference.py"
 CATALOG = "catalog/engine_releases.yml"
 SCENARIO = "molecule/inference_endpoint/"
+WORKFLOW = ".github/workflows/test.yml"
 ROW = """
 - {engine: llama_cpp, version: "%s", runtime: native, package: p, lock: l, launcher: s, dialect: d,
    devices: [cpu], formats: [gguf], architectures: [x86_64], minimum_python: "3.10", libraries: [],
@@ -19,12 +20,12 @@ ROW = """
 """
 
 
-def change(file, old, new):
-    """Replace the first ``old``, which must be there."""
+def change(file, old, new, every=False):
+    """Replace the first ``old``, or every one; it must be there."""
     def plant(root):
         text = (root / file).read_text()
         assert old in text, "%s has no %r any more: plant something else" % (file, old)
-        (root / file).write_text(text.replace(old, new, 1))
+        (root / file).write_text(text.replace(old, new, -1 if every else 1))
     return plant
 
 
@@ -137,7 +138,16 @@ PLANTS = [
      "tasks/main.yml:7: found `ignore_errors: true`"),
     ("failures_are_not_ignored",
      change(SCENARIO + "cleanup.yml", "        state: absent",
-            "        state: absent\n      failed_when: false"), "found `failed_when: false`"),
+            "        state: absent\n      failed_when: false"), "found failed_when: False"),
+    ("failures_are_not_ignored",
+     change(TOOLBELT + "tasks/main.yml", "  when:", "  failed_when: 'not true'\n  when:"),
+     "found failed_when: not true"),
+    ("failures_are_not_ignored",
+     change(TOOLBELT + "tasks/main.yml", "  when:", "  failed_when: ['{{ false }}']\n  when:"),
+     "found failed_when: ['{{ false }}']"),
+    ("failures_are_not_ignored",
+     change(TOOLBELT + "tasks/main.yml", "  when:", "  ignore_unreachable: true\n  when:"),
+     "found `ignore_unreachable: true`"),
     ("documentation_equals_spec",
      change(SMOKE, "default: 120.0\n", "default: 60.0\n"),
      "found default of timeout_s documented as 60.0, wanted 120.0"),
@@ -185,9 +195,11 @@ PLANTS = [
     ("production_knows_no_tests",
      change("module_utils/firstlight/runner.py", "import os\n",
             "import os\nTESTED = 'PYTEST_CURRENT_TEST' in os.environ  # pytest\n"),
-     "runner.py:8: found `PYTEST_CURRENT_TEST`"),
+     "runner.py:8: found `PYTEST`"),
     ("production_knows_no_tests",
      add("roles/toolbelt/tasks/main.yml", "  when: not molecule_yml is defined\n"), "molecule"),
+    ("production_knows_no_tests",
+     add("roles/toolbelt/vars/main.yml", "---\n__toolbelt_in_test: false\n"), "found `in_test`"),
     ("production_knows_no_tests",
      add("inventories/local/group_vars/all.yml", "x: \"{{ lookup('file', 'tests/x') }}\"\n"),
      "found `tests/`"),
@@ -207,9 +219,34 @@ PLANTS = [
     ("verifiers_verify",
      add("tests/unit/test_more.py", "def test_it(x):\n    assert len(x) >= 0\n"),
      "found `assert len(x) >= 0`"),
+    *[("verifiers_verify",
+       add("tests/unit/test_more.py", "def test_it(x):\n    %s\n" % line), named)
+      for line, named in (
+          ("pytest.skip()", "found `pytest.skip()` without reason"),
+          ("pytest.skip(reason='')", "found `pytest.skip(reason='')` without reason"),
+          ("assert f'{x}'", "which is always true"),
+          ("assert lambda: x", "which is always true"),
+          ("assert (one for one in x)", "which is always true"),
+          ("assert len(x) > -1", "which is always true"),
+          ("assert 0 <= len(x)", "which is always true"),
+          ("assert x == x == x", "which is always true"),
+          ("assert not []", "which is always true"),
+          ("assert 1 < 2", "which is always true"),
+          ("x.fail()", "asserts nothing"),
+          ("def never():\n        assert x", "asserts nothing"),
+          ("with contextlib.suppress(AssertionError):\n        assert x", "asserts nothing"),
+          ("try:\n        assert x\n    except AssertionError:\n        pass", "asserts nothing"),
+      )],
+    ("verifiers_verify", add("tests/unit/test_more.py", "async def test_it(x):\n    assert x\n"),
+     "asserts nothing"),
     ("verifiers_verify",
-     add("tests/unit/test_more.py", "import pytest\n\n\ndef test_it(x):\n    pytest.skip()\n"),
-     "found a skip without reason"),
+     add("tests/unit/test_more.py", "@pytest.mark.xfail\ndef test_it(x):\n    assert x\n"),
+     "found `pytest.mark.xfail` without reason"),
+    *[("verifiers_verify",
+       add(SCENARIO + "verify.yml", "---\n- name: Verify\n  hosts: all\n  tasks:\n"
+           "    - name: It works\n      ansible.builtin.assert:\n        that: %s\n" % claim),
+       "verify.yml:5: found assert that")
+      for claim in ('"{{ true }}"', "[x is defined or true]", "\"'a' == 'a'\"", "[]", "1 == 1")],
     ("verifiers_verify",
      add(SCENARIO + "verify.yml", "---\n- name: Verify\n  hosts: all\n  tasks:\n"
          "    - name: It works\n      ansible.builtin.assert:\n        that: true\n"),
@@ -218,7 +255,10 @@ PLANTS = [
      change(SCENARIO + "molecule.yml", "converge, idempotence, check,", "converge, check,"),
      "wanted check, converge, idempotence, check, verify in it, in this order"),
     ("scenarios_play_everything", remove(SCENARIO + "tests/test_endpoint.py"),
-     "found no verifier"),
+     "found nothing that verifies"),
+    ("scenarios_play_everything",
+     change(SCENARIO + "tests/test_endpoint.py", "def test_", "def tried_", every=True),
+     "found nothing that verifies"),
     ("catalogs_are_whole", add(CATALOG, ROW % ("2025.1", "Tried on Debian 12 with this wheel.")),
      "found a row out of order or twice"),
     ("catalogs_are_whole", add(CATALOG, ROW % ("2026.10.11549", "Tried on Debian 12 with it.")),
@@ -230,6 +270,64 @@ PLANTS = [
     ("catalogs_are_whole",
      add(CATALOG, ROW.replace("package: p, ", "") % ("2027.1", "Tried on Debian 12 with it.")),
      "found a row without package"),
+    ("catalogs_are_whole", change(CATALOG, "  package: xllamacpp", "  package: null"),
+     "found package: null"),
+    ("catalogs_are_whole", change(CATALOG, "by: engine, ", "by: name, "),
+     "found the order name, version, runtime, wanted keys of the rows"),
+    ("catalogs_are_whole",
+     add(CATALOG, (ROW + ROW) % ("2027.1", "https://example.org/a",
+                                 "2027.1rc1", "https://example.org/b")),
+     "found a row out of order or twice"),
+    ("yaml_is_named_yml", add("roles/toolbelt/tasks/more.yaml", "---\n"),
+     "more.yaml: found the ending .yaml"),
+    ("plays_import_roles",
+     change("playbooks/teardown.yml", "  tasks:", "  roles: [toolbelt]\n  tasks:"),
+     "playbooks/teardown.yml:3: found `roles:`"),
+    ("assigned_names_are_private",
+     change("roles/inference_endpoint/tasks/switch.yml",
+            "  loop_control:\n    loop_var: __inference_endpoint_name\n", "  with_items: [a]\n"),
+     "found item assigned by loop"),
+    ("assigned_names_are_private",
+     change("playbooks/teardown.yml", "  tasks:", "  vars:\n    plan_of_all: 1\n  tasks:"),
+     "found plan_of_all assigned by vars"),
+    ("assigned_names_are_private",
+     add("roles/toolbelt/tasks/main.yml", "\n- name: Read\n  ansible.builtin.include_vars:\n"
+         "    file: catalog/engine_releases.yml\n    name: __toolbelt_catalog\n"),
+     "found what is in catalog/engine_releases.yml"),
+    ("our_modules_get_real_options",
+     change("roles/inference_endpoint/tasks/teardown.yml", "    state: absent", "    #"),
+     "state is present but all of the following are missing: definition, plan"),
+    ("defaults_equal_specs", add("roles/toolbelt/defaults/other.yml", "---\ntoolbelt_x: 1\n"),
+     "found a second file of defaults"),
+    ("jobs_are_the_parts_of_make_test", change(WORKFLOW, "test-unit, ", ""),
+     "found jobs for lint, molecule, test-contract, test-e2e"),
+    ("workflows_are_modest", change(WORKFLOW, "@3d3c42e5aac5ba805825da76410c181273ba90b1", "@v7"),
+     "found `- uses: actions/checkout@v7"),
+    ("workflows_are_modest", change(WORKFLOW, "contents: read", "contents: write"),
+     "found permissions {'contents': 'write'}"),
+    ("workflows_are_modest", change(WORKFLOW, "    timeout-minutes: 30\n", ""),
+     "found no timeout-minutes of the job make"),
+    ("workflows_are_modest", change(WORKFLOW, "          persist-credentials: false\n", ""),
+     "found a checkout that keeps the token"),
+    ("workflows_are_modest",
+     change(WORKFLOW, "run: make ${{ matrix.target", "run: make ${{ github.ref"),
+     "found ${{ github.ref }} in a shell"),
+    ("workflows_are_modest", change(WORKFLOW, "concurrency:", "more:"), "found no concurrency"),
+    ("changelog_code_has_two_backticks",
+     add("changelogs/fragments/more.yml", "---\nbugfixes:\n  - Of `make test`.\n"),
+     "more.yml:3: found"),
+    ("contributing_is_true", change("CONTRIBUTING.md", "library/state_root.py", "library/root.py"),
+     "found library/root.py, wanted a path"),
+    ("contributing_is_true", change("CONTRIBUTING.md", "`make docs`", "`make pages`"),
+     "found `make pages`"),
+    ("contributing_is_true", add("CONTRIBUTING.md", "More.\n" * 40), "wanted a page"),
+    ("links_lead_somewhere", change("README.md", "(docs/reference/", "(docs/"),
+     "README.md: found a link to docs/roles.md"),
+    ("links_lead_somewhere", change(TOOLBELT + "README.md", "roles.md#toolbelt", "roles.md#tools"),
+     "found a link to ../../docs/reference/roles.md#tools"),
+    ("reference_is_fresh",
+     change(TOOLBELT + "meta/argument_specs.yml", "default: python3-venv", "default: venv"),
+     "docs/reference/roles.md: found a stale page"),
 ]
 
 

@@ -8,7 +8,7 @@ On the machine, with any Python 3.9 that has PyYAML and a copy of this file::
 
 A new file gets the machine, the system and the date as its header; a later call is added to the
 file, which must be of the same system. What is recorded is kept as it was said: read the file
-before you publish it, for names of people, hosts and networks.
+before you publish it, for serial numbers and for names of people, hosts and networks.
 """
 
 from __future__ import annotations
@@ -75,7 +75,12 @@ def ask(argv, timeout_s):
         return dict(call, cannot_start=errno.errorcode[problem.errno])
     except subprocess.TimeoutExpired:
         return dict(call, times_out=True)
-    return dict(call, rc=done.returncode, stdout=done.stdout.decode(), stderr=done.stderr.decode())
+    return dict(call, rc=done.returncode, stdout=_text(done.stdout), stderr=_text(done.stderr))
+
+
+def _text(said):
+    """What was said, read as our modules read it."""
+    return said.decode("utf-8", "replace")
 
 
 def system():

@@ -3,7 +3,8 @@
 
 A remote call is one exec, put or fetch of the connection plugin of a host, whatever the plugin. A
 task that is delegated to the controller makes none. What an action plugin runs on the controller
-by itself (rsync of ``ansible.posix.synchronize``) is not seen.
+by itself (rsync of ``ansible.posix.synchronize``) is not seen. A task that polls makes as many as
+it takes: count the others, or ask whether it is there.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ def test_what_is_documented_may_be_returned(result):
     ({"path": "/x", "parts": [{"nam": "a"}]}, "found parts.nam, wanted only what RETURN documents"),
     ({"failed": True}, "found a failure without msg, wanted the reason"),
     ({"failed": True, "msg": "It is gone.", "why": 1}, "found why, wanted only what RETURN"),
+    ({"path": "/x", "warnings": ["Module did not set no_log for api_key"]}, "found the warning"),
     ({"path": "/x", "diff": {}}, "found a diff that was not asked for, wanted none"),
 ])
 def test_what_is_not_documented_is_named(result, sentence):

@@ -467,12 +467,12 @@ class Raw:
                 client.settimeout(10)
                 asked = b""
                 while b"\r\n\r\n" not in asked:
-                    asked += client.recv(65536)
+                    asked += client.recv(65536) or b"\r\n\r\n"  # it has hung up
                 head, _, begun = asked.partition(b"\r\n\r\n")
                 length = re.search(rb"(?i)content-length: (\d+)", head)
                 left = (int(length.group(1)) if length else 0) - len(begun)
                 while left > 0:
-                    left -= len(client.recv(65536))
+                    left -= len(client.recv(65536)) or left
                 for piece in self.pieces:
                     client.sendall(piece)
                 client.shutdown(socket.SHUT_WR)

@@ -8,7 +8,7 @@ rule, ``test_planted.py`` shows for every rule a violation that it catches.
 
 from __future__ import annotations
 
-from . import catalogs, filters, modules, production, roles, tasks, verifiers
+from . import catalogs, filters, modules, production, project, roles, tasks, verifiers
 
 RULES = {
     rule.__name__: rule
@@ -18,6 +18,7 @@ RULES = {
         roles.defaults_equal_specs,
         roles.roles_have_readmes,
         roles.roles_have_scenarios,
+        roles.plays_import_roles,
         roles.role_variables_are_options,
         tasks.assigned_names_are_private,
         tasks.our_modules_get_real_options,
@@ -28,8 +29,15 @@ RULES = {
         filters.filters_are_documented,
         production.production_knows_no_tests,
         production.files_carry_the_licence,
+        production.yaml_is_named_yml,
         verifiers.verifiers_verify,
         verifiers.scenarios_play_everything,
         catalogs.catalogs_are_whole,
+        project.jobs_are_the_parts_of_make_test,
+        project.workflows_are_modest,
+        project.changelog_code_has_two_backticks,
+        project.contributing_is_true,
+        project.links_lead_somewhere,
+        project.reference_is_fresh,
     )
 }

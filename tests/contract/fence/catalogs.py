@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import re
 
+from packaging.version import InvalidVersion, Version
+
 from .tree import spoken
 
 HEADING = re.compile(r"^# Sorted by: ([a-z_, ]+)\.$", re.MULTILINE)
-# What says how we know: an address, or what was tried and seen.
-SOURCE = re.compile(r"https://\S+|\b(tried|measured|seen|read)\b", re.IGNORECASE)
+# What says how we know: an address, or a sentence on what was tried and seen.
+ADDRESS = re.compile(r"https://\S+")
+FIRST_HAND = re.compile(r"\b(tried|measured|seen|read)\b", re.IGNORECASE)
 
 
 def catalogs_are_whole(tree):
@@ -32,10 +35,17 @@ def catalogs_are_whole(tree):
                 wrong.append("%s: found a row without %s, wanted the keys of the other rows" % (
                     where, spoken(usual - set(row))))
             source = str(row.get("source") or "")
-            if len(source.split()) < 5 or not SOURCE.search(source):
+            wrong += ["%s: found %s: null, wanted a value, an empty text or an empty list" % (
+                where, key) for key, value in row.items() if value is None]
+            if not ADDRESS.search(source) and not (
+                    FIRST_HAND.search(source) and len(source.split()) >= 5):
                 wrong.append("%s: found source: %r, wanted an https address, or what was tried, "
                              "measured, seen or read" % (where, source[:60]))
-        order = [tuple(_comparable(row.get(key)) for key in keys) for row in rows]
+        if not set(keys) <= usual:
+            wrong.append("%s: found the order %s, wanted keys of the rows: %s" % (
+                file, ", ".join(keys), spoken(usual)))
+            continue
+        order = list(zip(*(_comparable([row.get(key) for row in rows]) for key in keys)))
         wrong += ["%s:%d: found a row out of order or twice, wanted them by %s, each once" % (
             file, row.line, ", ".join(keys))
             for row, before, here in zip(rows[1:], order, order[1:]) if before >= here]
@@ -44,7 +54,10 @@ def catalogs_are_whole(tree):
     return wrong
 
 
-def _comparable(value):
-    """Text by letters, with its numbers as numbers: 0.9 comes before 0.24."""
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part)
-            for part in re.split(r"(\d+)", str(value)) if part]
+def _comparable(values):
+    """A column so that it sorts: versions as versions, else text with its numbers as numbers."""
+    try:
+        return [Version(str(value)) for value in values]
+    except InvalidVersion:
+        return [[(1, int(part), "") if part.isdigit() else (0, 0, part)
+                 for part in re.split(r"(\d+)", str(value)) if part] for value in values]

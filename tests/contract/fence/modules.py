@@ -8,12 +8,21 @@ import sys
 from unittest import mock
 
 import yaml
+from ansible.module_utils.common import validation
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from .tree import BLOCKS, Task, _Loader, _nodes, spoken
 
 # How an option's documentation and its spec name the same thing.
-SAME = ("required", "default", "choices", "elements", "aliases", "no_log")
+SAME = ("required", "default", "choices", "elements", "aliases")
+# What holds between options, as AnsibleModule and its checks name it.
+BETWEEN = {
+    "mutually_exclusive": validation.check_mutually_exclusive,
+    "required_together": validation.check_required_together,
+    "required_one_of": validation.check_required_one_of,
+    "required_if": validation.check_required_if,
+    "required_by": validation.check_required_by,
+}
 TYPES = {"str", "int", "float", "bool", "list", "dict", "path", "raw", "complex"}
 SUPPORT = {"full", "partial", "none", "N/A"}
 
@@ -48,8 +57,8 @@ def names(tree):
 
 
 def specs(tree):
-    """The argument spec of each of our modules."""
-    return {name: declared(load(tree, name))["argument_spec"] for name in names(tree)}
+    """What each of our modules gives to ``AnsibleModule``."""
+    return {name: declared(load(tree, name)) for name in names(tree)}
 
 
 def document(text):
@@ -109,8 +118,7 @@ def _option(here, told, made):
     pairs = [("type", told.get("type", "str"), made.get("type", "str"))]
     for key in SAME:
         empty = {"required": False, "choices": [], "aliases": []}.get(key)
-        if key != "no_log":  # documentation has no word for it
-            pairs.append((key, told.get(key, empty), made.get(key, empty)))
+        pairs.append((key, told.get(key, empty), made.get(key, empty)))
     for key, documented, specified in pairs:
         if repr(documented) != repr(specified):
             yield "found %s of %s documented as %r, wanted %r as in the argument spec" % (
@@ -120,21 +128,40 @@ def _option(here, told, made):
     yield from _options(here + ".", told.get("suboptions") or {}, made.get("options") or {})
 
 
-def misused(args, spec):
-    """What is wrong with a task's arguments for a module of this spec."""
+def misused(args, made):
+    """What is wrong with a task's arguments for a module that is made like this."""
     if not isinstance(args, dict):
         return ["found arguments in one line, wanted a mapping"]
-    known = set(spec) | {alias for option in spec.values() for alias in option.get("aliases", [])}
-    wrong = ["found the option %s, wanted one of %s" % (name, spoken(spec))
-             for name in sorted(set(args) - known)]
+    spec = made["argument_spec"]
+    wrong = list(_strange("", args, spec))
+    # What is a template is known at the run only: it counts as given. The rest can be judged by
+    # Ansible itself now.
+    given = {name: value for name, value in args.items() if value != "{{ omit }}"}
     wrong += ["found no %s, wanted this required option" % name
-              for name, option in spec.items() if option.get("required") and name not in args]
-    # What is a template is known at the run only; the rest can be judged by Ansible itself now.
+              for name, option in spec.items() if option.get("required") and name not in given]
+    usual = {name: option["default"] for name, option in spec.items() if "default" in option}
+    for relation, check in BETWEEN.items():
+        try:
+            check(made.get(relation), dict(usual, **given))
+        except TypeError as problem:
+            wrong.append(str(problem))
     literal = {name: value for name, value in args.items()
-               if name in known and "{{" not in str(value)}
+               if name in spec and "{{" not in str(value)}
     lenient = {name: {key: value for key, value in option.items() if key != "required"}
                for name, option in spec.items()}
     return wrong + ArgumentSpecValidator(lenient).validate(literal).error_messages
+
+
+def _strange(path, args, spec):
+    """Options that there are none of, however deep."""
+    known = set(spec) | {alias for option in spec.values() for alias in option.get("aliases", [])}
+    for name, value in args.items():
+        if name not in known:
+            yield "found the option %s%s, wanted one of %s" % (path, name, spoken(spec))
+        inner = spec.get(name, {}).get("options")
+        for one in value if isinstance(value, list) else [value]:
+            if inner and isinstance(one, dict):
+                yield from _strange("%s%s." % (path, name), one, inner)
 
 
 def examples_are_real(tree):

@@ -16,7 +16,8 @@ def entry_points_have_specs(tree):
     """Every way into a role has a spec, and every spec a way in."""
     wrong = []
     called = {(task.role, task.args.get("tasks_from", "main")): task.where
-              for task in tree.tasks() if task.role in tree.roles}
+              for task in tree.tasks() if task.role in tree.roles
+              and "{{" not in task.args.get("tasks_from", "")}
     for role in tree.roles:
         specs = set(tree.specs(role))
         entries = {entry: "roles/%s/tasks/main.yml" % role for entry in ("main",)
@@ -66,6 +67,9 @@ def _untyped(name, option):
     if option.get("required") and "default" in option:
         yield "found %s both required and with a default, wanted one of them" % name
     for inner, suboption in (option.get("options") or {}).items():
+        if "default" in suboption:
+            yield "found a default of %s.%s, wanted none: Ansible applies no nested default" % (
+                name, inner)
         yield from _untyped("%s.%s" % (name, inner), suboption)
 
 
@@ -82,6 +86,8 @@ def defaults_equal_specs(tree):
                   for name in defaults if name not in specified]
         wrong += ["%s: found a default of %s, wanted it in %s too" % (SPEC % role, name, file)
                   for name in specified if name not in defaults]
+        wrong += ["%s: found a second file of defaults, wanted them in %s" % (other, file)
+                  for other in tree.files("roles/%s/defaults/**/*" % role) if str(other) != file]
         both = [name for name in specified if name in defaults]
         # bool is an int to Python and 1 == 1.0: types are part of the value.
         wrong += ["%s: found %s: %r, wanted %r as in %s" % (
@@ -149,10 +155,19 @@ def _played(tree, playbook):
                 folder = (tree.root / playbook).parent
                 file = (folder / value).resolve().relative_to(tree.root.resolve())
                 played |= _played(tree, str(file))
-    for task in tree.tasks(playbook):
-        if task.role:
-            played.add(task.role)
-    return played
+    called = {task.role for task in tree.tasks(playbook)} - played
+    while called:
+        played |= called
+        called = {task.role for role in called
+                  for task in tree.tasks(*tree.files("roles/%s/tasks/**/*.yml" % role))} - played
+    return played - {""}
+
+
+def plays_import_roles(tree):
+    """A play calls its roles by tasks: there each has its name, its tags and its place."""
+    return ["%s:%d: found `roles:`, wanted a task with import_role for each" % (file, node.line)
+            for file in tree.task_files() for node in tree.nodes(file)
+            if "hosts" in node and "roles" in node]
 
 
 def role_variables_are_options(tree):

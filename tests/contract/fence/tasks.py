@@ -6,9 +6,11 @@ from __future__ import annotations
 import re
 
 from . import modules
-from .tree import spoken
+from .tree import is_constant, spoken
 
-IGNORED = re.compile(r"\bignore_errors\b|\bfailed_when:\s*(false|no)\b", re.IGNORECASE)
+IGNORED = re.compile(r"\bignore_(errors|unreachable)\b")
+# The files of variables that a role may read: its own, by the distribution for example.
+OWN_VARIABLES = "{{ role_path }}/vars/"
 
 
 def assigned_names_are_private(tree):
@@ -18,10 +20,8 @@ def assigned_names_are_private(tree):
                            "roles/*/handlers/**/*.yml"):
         prefix = "__%s_" % file.parts[1] if file.parts[0] == "roles" else "__"
         for node in tree.nodes(file):
-            if "hosts" not in node:
-                wrong += [_public("%s:%d" % (file, node.line), how, name, prefix)
-                          for how, name in _assigned(tree, file, node)
-                          if not _private(name, prefix)]
+            wrong += [_public("%s:%d" % (file, node.line), how, name, prefix)
+                      for how, name in _assigned(tree, file, node) if not _private(name, prefix)]
     for file in tree.files("roles/*/vars/**/*.yml"):
         prefix = "__%s_" % file.parts[1]
         wrong += [_public(file, "a role variable", name, prefix)
@@ -43,7 +43,8 @@ def _assigned(tree, file, node):
     for key in ("loop_var", "index_var"):
         if (node.get("loop_control") or {}).get(key):
             yield key, node["loop_control"][key]
-    if node.get("loop") is not None and not (node.get("loop_control") or {}).get("loop_var"):
+    loops = "loop" in node or any(key.startswith("with_") for key in node)
+    if loops and not (node.get("loop_control") or {}).get("loop_var"):
         yield "loop", "item"
     called = [task for task in tree.tasks(file) if task.content is node]
     for task in called:
@@ -52,12 +53,16 @@ def _assigned(tree, file, node):
                 if name != "cacheable":
                     yield "set_fact", name
         if task.is_a("include_vars"):
-            name = task.args.get("name") if isinstance(task.args, dict) else None
-            yield "include_vars", name or "the names in the file"
-    # The variables of a role that is called are its options, not names of the caller.
-    role = next((task.role for task in called), "")
+            given = task.args.get("file", "") if isinstance(task.args, dict) else task.args
+            if not given.startswith(OWN_VARIABLES):
+                yield "include_vars", "what is in %s (a catalog is read with lookup('file'))" % (
+                    given or "a folder")
+    # The variables of a role that is called are its options, not names of the caller; a play
+    # gives them to all of its roles.
+    roles = tree.roles if "hosts" in node else [task.role for task in called if task.role]
+    options = {option for role in roles for option in tree.options(role)}
     for name in node.get("vars") or {}:
-        if not (role and name in tree.options(role)):
+        if name not in options:
             yield "vars", name
 
 
@@ -72,19 +77,26 @@ def our_modules_get_real_options(tree):
     for file in tree.task_files():
         for node in tree.nodes(file):
             for module, given in (node.get("module_defaults") or {}).items():
-                strange = set(given) - set(specs[module]) if module in specs else set()
+                known = specs[module]["argument_spec"] if module in specs else given
                 wrong += ["%s:%d: module_defaults of %s: found %s, wanted one of %s" % (
-                    file, node.line, module, name, spoken(specs[module])) for name in strange]
+                    file, node.line, module, name, spoken(known))
+                    for name in sorted(set(given) - set(known))]
     return wrong
 
 
 def failures_are_not_ignored(tree):
     """No task looks away from a failure: what may fail says so by a condition on its result."""
     wrong = []
-    for file in tree.files("*.yml", "playbooks/**/*", "roles/**/*", "library/**/*.py",
-                           "molecule/**/*", "inventories/**/*", "tests/**/*.yml", "docs/**/*"):
+    for file in tree.files("*.yml", "playbooks/**/*.yml", "roles/**/*.yml", "library/**/*.py",
+                           "molecule/**/*.yml", "inventories/**/*.yml", "tests/**/*.yml"):
         for number, line in enumerate(tree.text(file).splitlines(), 1):
             if IGNORED.search(line):
                 wrong.append("%s:%d: found `%s`, wanted block/rescue, or failed_when with a "
                              "condition on the result" % (file, number, line.strip()))
+    for file in tree.task_files():
+        for node in tree.nodes(file):
+            said = node.get("failed_when", "result")
+            if all(is_constant(one) for one in (said if isinstance(said, list) else [said])):
+                wrong.append("%s:%d: found failed_when: %s, wanted a condition on the result" % (
+                    file, node.line, said))
     return wrong

@@ -6,6 +6,8 @@ from __future__ import annotations
 import functools
 import pathlib
 
+import jinja2
+import jinja2.nodes
 import yaml
 from ansible.playbook.handler import Handler
 
@@ -43,6 +45,7 @@ class Task:
         self.module, self.args = self._called()
 
     def _called(self):
+        """The module and its arguments; arguments that are a template are a text."""
         for word in ("action", "local_action"):
             called = self.content.get(word)
             if isinstance(called, dict):
@@ -52,9 +55,10 @@ class Task:
                 return called.partition(" ")[0], called.partition(" ")[2]
         for key, value in self.content.items():
             if key not in KEYWORDS and key not in BLOCKS and not key.startswith("with_"):
-                if isinstance(value, str):
-                    return key, value
-                return key, {**(value or {}), **(self.content.get("args") or {})}
+                more = self.content.get("args") or {}
+                if isinstance(value, str) or isinstance(more, str):
+                    return key, value or more
+                return key, {**(value or {}), **more}
         return "", {}
 
     def is_a(self, *names):
@@ -64,7 +68,9 @@ class Task:
     @property
     def role(self):
         """The role that it imports or includes, or nothing."""
-        return self.args.get("name", "") if self.is_a("import_role", "include_role") else ""
+        if self.is_a("import_role", "include_role") and isinstance(self.args, dict):
+            return self.args.get("name", "")
+        return ""
 
 
 class Tree:
@@ -82,12 +88,16 @@ class Tree:
     def text(self, file):
         """A file's text, empty where there is none."""
         path = self.root / file
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
     @functools.cache  # noqa: B019 - a tree lives as long as its test
     def yaml(self, file):
         """A file's YAML, ``None`` where there is none."""
-        return yaml.load(self.text(file), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        try:
+            return yaml.load(self.text(file), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        except yaml.YAMLError as problem:
+            raise ValueError("%s: found no YAML document, wanted one: %s" % (
+                file, problem)) from problem
 
     @property
     def roles(self):
@@ -130,3 +140,22 @@ def _nodes(content):
 def spoken(names):
     """Names for a sentence."""
     return ", ".join(sorted(map(str, names))) or "nothing"
+
+
+def is_constant(expression):
+    """Whether a condition asks nothing: no variable is in it, or it is true whatever they are."""
+    if not isinstance(expression, str):
+        return True
+    text = expression.strip()
+    if text.startswith("{{") and text.endswith("}}"):
+        text = text[2:-2]
+    try:
+        parsed = jinja2.Environment().parse("{{ (%s) }}" % text)
+    except jinja2.TemplateSyntaxError:
+        return False  # a lint finds it, and so does the first run
+    if not list(parsed.find_all(jinja2.nodes.Name)):
+        return True
+    decided = [side for one in parsed.find_all((jinja2.nodes.Or, jinja2.nodes.And))
+               for side in (one.left, one.right) if isinstance(side, jinja2.nodes.Const)]
+    # Words that are no variables: jinja takes yes and no for names.
+    return bool(decided) or text.strip().lower() in ("yes", "no", "")

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import ast
 
-from .tree import BLOCKS, SECTIONS
+from .tree import is_constant
 
 SEQUENCE = ["check", "converge", "idempotence", "check", "verify"]
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+# Calls that fail a test by themselves: of pytest, and of the rig's counter of remote calls.
+FAILING = {"pytest.raises", "pytest.warns", "pytest.fail", "remote_calls.expect"}
+SWALLOWED = {"AssertionError", "Exception", "BaseException"}
 
 
 def verifiers_verify(tree):
@@ -15,87 +19,128 @@ def verifiers_verify(tree):
     wrong = []
     for file in tree.files("tests/**/*.py", "molecule/**/*.py"):
         module = ast.parse(tree.text(file))
-        functions = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]
-        asserting = {function.name for function in functions if _asserts(function, set())}
+        nodes = list(ast.walk(module))
+        functions = [node for node in nodes if isinstance(node, FUNCTIONS)]
+        asserting = _asserting(functions)
         wrong += ["%s:%d: found %s, which asserts nothing, wanted an assert that can fail" % (
             file, function.lineno, function.name) for function in functions
-            if function.name.startswith("test_") and not _asserts(function, asserting)]
+            if function.name.startswith("test_") and (
+                function not in asserting or isinstance(function, ast.AsyncFunctionDef))]
         wrong += ["%s:%d: found `%s`, which is always true, wanted what can be false" % (
-            file, node.lineno, ast.unparse(node)) for node in ast.walk(module)
+            file, node.lineno, ast.unparse(node)) for node in nodes
             if isinstance(node, ast.Assert) and _always_true(node.test)]
-        wrong += ["%s:%d: found a skip without reason, wanted one" % (file, node.lineno)
-                  for node in ast.walk(module) if _bare_skip(node)]
+        wrong += ["%s:%d: found `%s` without reason, wanted one" % (
+            file, node.lineno, ast.unparse(node)) for node in _bare_skips(nodes)]
     for task in tree.tasks():
-        if task.is_a("assert") and isinstance(task.args, dict):
-            said = task.args.get("that")
-            claims = said if isinstance(said, list) else [said]
-            wrong += ["%s: found assert that: %r, wanted what can be false" % (task.where, claim)
-                      for claim in claims or [None]
-                      if isinstance(claim, (bool, int, type(None)))
-                      or str(claim).strip().lower() in ("true", "yes", "1", "1 == 1", "")]
+        if task.is_a("assert"):
+            said = task.args.get("that") if isinstance(task.args, dict) else None
+            wrong += ["%s: found assert that: %s, wanted what can be false" % (task.where, claim)
+                      for claim in (said if isinstance(said, list) and said else [said])
+                      if is_constant(claim)]
     return wrong
 
 
-def _asserts(function, helpers):
-    """Whether a function holds an assert, expects an exception, or calls a helper that asserts."""
-    for node in ast.walk(function):
+def _asserting(functions):
+    """The functions that can fail a test: by an assert, or by another of them that they call."""
+    found = []
+    while True:
+        helpers = {function.name for function in found}
+        more = [function for function in functions
+                if function not in found and _asserts(function.body, helpers)]
+        if not more:
+            return found
+        found += more
+
+
+def _asserts(nodes, helpers):
+    """Whether one of these nodes, outside functions that they only define, can fail a test."""
+    for node in nodes:
         if isinstance(node, ast.Assert) and not _always_true(node.test):
             return True
         if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(
-                node.func, "id", "")
-            if called in helpers or called in ("raises", "fail") or called.startswith("assert_"):
+            called = ast.unparse(node.func)
+            if called in FAILING or called.rpartition(".")[2] in helpers:
                 return True
+        inner = [] if isinstance(node, (*FUNCTIONS, ast.Lambda)) else ast.iter_child_nodes(node)
+        if not _swallows(node) and _asserts(inner, helpers):
+            return True
+    return False
+
+
+def _swallows(node):
+    """Whether a block keeps a failed assert to itself."""
+    if isinstance(node, ast.With):
+        return any(isinstance(item.context_expr, ast.Call)
+                   and ast.unparse(item.context_expr.func).endswith("suppress")
+                   and SWALLOWED & {ast.unparse(one) for one in item.context_expr.args}
+                   for item in node.items)
+    if isinstance(node, ast.Try):
+        return any(handler.type is None or SWALLOWED & {
+            inner.id for inner in ast.walk(handler.type) if isinstance(inner, ast.Name)}
+            for handler in node.handlers if not any(
+                isinstance(inner, (ast.Raise, ast.Assert)) for inner in ast.walk(handler)))
     return False
 
 
 def _always_true(test):
     """Whether an expression cannot be false whatever the tested code does."""
-    if isinstance(test, ast.Constant):
-        return bool(test.value)
+    if isinstance(test, (ast.Lambda, ast.GeneratorExp, ast.JoinedStr)):
+        return True
     if isinstance(test, (ast.Tuple, ast.List, ast.Dict, ast.Set)):
         return bool(getattr(test, "elts", None) or getattr(test, "keys", None))
     if isinstance(test, ast.BoolOp):
         choose = any if isinstance(test.op, ast.Or) else all
         return choose(_always_true(value) for value in test.values)
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        return isinstance(test.operand, ast.Constant) and not test.operand.value
-    if isinstance(test, ast.Compare) and len(test.ops) == 1:
-        left, (right,) = test.left, test.comparators
-        if isinstance(test.ops[0], (ast.Eq, ast.Is, ast.LtE, ast.GtE)):
-            # The same call twice may differ; the same name or constant cannot.
-            called = any(isinstance(node, ast.Call) for node in ast.walk(left))
-            if ast.dump(left) == ast.dump(right) and not called:
-                return True
-        return (isinstance(test.ops[0], ast.GtE) and ast.unparse(left).startswith("len(")
-                and ast.unparse(right) == "0")
-    return False
+    if isinstance(test, ast.Compare):
+        sides = [test.left, *test.comparators]
+        # The same call twice may differ; the same name cannot.
+        called = any(isinstance(node, ast.Call) for node in ast.walk(test))
+        same = len({ast.dump(side) for side in sides}) == 1
+        if same and not called and all(
+                isinstance(op, (ast.Eq, ast.Is, ast.LtE, ast.GtE)) for op in test.ops):
+            return True
+        written = ast.unparse(test)
+        if "len(" in written and written.endswith((") >= 0", ") > -1")) or (
+                written.startswith(("0 <= len(", "-1 < len("))):
+            return True
+    # What has no name in it asks nothing of anybody; were it false, it would fail today.
+    return not any(isinstance(node, ast.Name) for node in ast.walk(test)) and not (
+        isinstance(test, ast.Constant) and not test.value)
 
 
-def _bare_skip(node):
-    if isinstance(node, ast.Call):
-        return ast.unparse(node.func) in ("pytest.skip", "pytest.mark.skip") and not (
-            node.args or any(word.arg == "reason" for word in node.keywords))
-    return False
+def _bare_skips(nodes):
+    """Every skip and xfail that does not say why."""
+    called = {id(node.func): node for node in nodes if isinstance(node, ast.Call)}
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in (
+                "pytest.skip", "pytest.mark.skip", "pytest.mark.xfail"):
+            call = called.get(id(node))
+            reasons = [] if call is None else [*call.args, *(
+                word.value for word in call.keywords if word.arg == "reason")]
+            if not any(not isinstance(one, ast.Constant) or one.value for one in reasons):
+                yield call or node
 
 
 def scenarios_play_everything(tree):
     """Every scenario checks, converges, converges again, checks again and verifies."""
     wrong = []
+    usual = (tree.yaml(".config/molecule/config.yml") or {}).get("scenario") or {}
     for file in tree.files("molecule/*/molecule.yml"):
+        folder = "/".join(file.parts[:2])
         if file.parts[1] == "default":
             continue  # it only brings the containers that the others play on
-        sequence = (((tree.yaml(file) or {}).get("scenario")) or {}).get("test_sequence") or (
-            (tree.yaml(".config/molecule/config.yml").get("scenario") or {})
-            .get("test_sequence") or [])
+        own = (tree.yaml(file) or {}).get("scenario") or {}
+        sequence = own.get("test_sequence") or usual.get("test_sequence") or []
         rest = iter(sequence)
-        missing = [step for step in SEQUENCE if step not in rest]
-        if missing:
+        if [step for step in SEQUENCE if step not in rest]:
             wrong.append("%s: found the test_sequence %s, wanted %s in it, in this order" % (
                 file, ", ".join(sequence) or "molecule's own", ", ".join(SEQUENCE)))
-        folder = "/".join(file.parts[:2])
-        plays = [node for node in tree.nodes(folder + "/verify.yml")
-                 if set(node) & {*SECTIONS, *BLOCKS, "hosts"}]
-        if not tree.files(folder + "/tests/test_*.py") and not plays:
-            wrong.append("%s: found no verifier, wanted tests/test_*.py or a verify.yml" % folder)
+        tests = [node for test in tree.files(folder + "/tests/test_*.py")
+                 for node in ast.walk(ast.parse(tree.text(test)))
+                 if isinstance(node, FUNCTIONS) and node.name.startswith("test_")]
+        tasks = [task for task in tree.tasks(folder + "/verify.yml")
+                 if task.is_a("assert", "fail") or "failed_when" in task.content]
+        if not tests and not tasks:
+            wrong.append("%s: found nothing that verifies, wanted a test in tests/test_*.py, or a "
+                         "task of verify.yml that asserts" % folder)
     return wrong
