@@ -8,9 +8,22 @@ import os
 import shlex
 import time
 
+import ansible.module_utils
 from ansible import constants as C
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback import CallbackBase
+
+# Core looks into our module_utils for modules only.
+_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "module_utils")
+if _OURS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(_OURS)
+
+from ansible.module_utils.firstlight.task_results import (
+    is_hidden,
+    name_in,
+    plain,
+    stage_of,
+)
 
 DOCUMENTATION = """
 name: closing_summary
@@ -62,7 +75,7 @@ class CallbackModule(CallbackBase):
         """A task of another role begins another stage."""
         if isinstance(task, TaskInclude):
             return  # what it includes has a stage of its own
-        stage = self._stage_of(task)
+        stage = stage_of(task, self._play)
         if stage != self._stage:
             self._close(self._stage)
             self._stage = stage
@@ -93,14 +106,12 @@ class CallbackModule(CallbackBase):
         if lines:
             lines += ["", "time      " + " · ".join(
                 "%s %.1f s" % (name, seconds) for name, seconds in self._stages.items())]
-            if any("firstlight_passports" in said for said in hosts.values()):
-                banner = "FIRST LIGHT"
-            else:
-                banner = "LIGHTS OUT" if hosts else "NOT DONE"
-            self._display.banner(banner)
+            said = {key for one in hosts.values() for key in one}
+            self._display.banner("FIRST LIGHT" if "firstlight_passports" in said
+                                 else "LIGHTS OUT" if "firstlight_removed" in said else "NOT DONE")
             for line in lines:
                 # Passports and messages come from hosts, and a terminal would obey them.
-                self._display.display(_plain(line))
+                self._display.display(plain(line))
 
     def _close(self, stage):
         now = time.monotonic()
@@ -108,20 +119,14 @@ class CallbackModule(CallbackBase):
             self._stages[stage] = self._stages.get(stage, 0.0) + now - self._since
         self._since = now
 
-    def _stage_of(self, task):
-        if task._role:
-            return os.path.basename(task._role.get_name())
-        return self._play.get_name().strip() or "play"
-
     def _remember(self, how, result):
-        task = result.task
-        hidden = result.task_fields.get("no_log", task.no_log) or "censored" in result.result
-        name = result.task_fields.get("name") or task.name or task.action
-        if hidden and isinstance(task.get_ds(), dict):
-            name = task.get_ds().get("name") or task.action  # as written: no secret is in it
-        self._failures[result.host.get_name()] = "%s in %s, task \"%s\": %s" % (
-            how, self._stage_of(task), name,
-            "its result is hidden (no_log)" if hidden else _reason(result.result))
+        host = result.host.get_name()
+        # Core takes a host out of the play unless its failure is rescued or ignored. The first
+        # failure is the reason; what `always` and `rescue` do after it may fail too.
+        if host in self._play._removed_hosts:
+            self._failures.setdefault(host, "%s in %s, task \"%s\": %s" % (
+                how, stage_of(result.task, self._play), name_in(result),
+                "its result is hidden (no_log)" if is_hidden(result) else _reason(result.result)))
 
     def _failed(self, stats):
         # A failure that was rescued is none in the statistics.
@@ -204,7 +209,7 @@ def _row(host, passport, verdict):
         _figures(passport, verdict).get("tokens_per_second", "?"))
     found = _findings(verdict)
     if _standing(verdict) != "proven" and found:
-        rest = "%s  %s" % (plan["url"], found[0])
+        rest = "%s  %s" % (plan["url"], " ".join(found[0].split()))
     return "%s on %s" % (plan["name"], host), _standing(verdict), rest
 
 
@@ -218,11 +223,6 @@ def _reason(result):
     lines = [line.strip() for line in text.strip().splitlines()] or ["no reason given"]
     # A heading says nothing without the first thing under it.
     return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:200]
-
-
-def _plain(text):
-    """Text of others as one line without control characters."""
-    return "".join(one if one.isprintable() else " " for one in text)
 
 
 def _process_age():

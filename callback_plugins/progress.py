@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import collections
 import dataclasses
 import os
 import sys
@@ -13,9 +14,24 @@ import time
 import unicodedata
 from typing import Any, Callable
 
+import ansible.module_utils
 from ansible import constants as C
+from ansible.playbook.handler import Handler
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as Default
+
+# Core looks into our module_utils for modules only.
+_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "module_utils")
+if _OURS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(_OURS)
+
+from ansible.module_utils.firstlight.task_results import (
+    is_hidden,
+    name_in,
+    name_of,
+    plain,
+    stage_of,
+)
 
 DOCUMENTATION = """
 name: progress
@@ -24,7 +40,8 @@ short_description: One line per host and stage, with state and time
 description:
   - Prints one line for every host and stage, with its state, its seconds and the names of the
     tasks that changed something. A stage is the role that a task belongs to; a task outside roles
-    belongs to a stage named like its play. A stage in which all was skipped has no line.
+    belongs to a stage named like its play. A stage in which all was skipped has no line, one that
+    a host comes back to (a handler, a second import) has another.
   - Failures, warnings, diffs, debug messages and the recap look as those of
     P(ansible.builtin.default#callback). With C(-v) its whole output is there, and the lines too.
   - On a terminal the last line says what is waited for and since when. Elsewhere the output is
@@ -58,11 +75,12 @@ requirements:
 COLOURS = {
     "ok": "COLOR_OK", "changed": "COLOR_CHANGED", "would change": "COLOR_CHANGED",
     "failed": "COLOR_ERROR", "unreachable": "COLOR_UNREACHABLE", "skipped": "COLOR_SKIP",
-    "running": "COLOR_VERBOSE",
+    "running": "COLOR_VERBOSE", "interrupted": "COLOR_ERROR",
 }
 NAMED_CHANGES = 3
 NAMED_HOSTS = 2
 HOST_COLUMN = 32  # at most
+STAGE_COLUMN = 20
 CLEAR = b"\x1b[K"  # from the cursor to the end of its line
 
 
@@ -79,6 +97,7 @@ class Visit:
     changed: list[str] = dataclasses.field(default_factory=list)
     pretended: bool = True  # every change was one of check mode
     failed: str = ""
+    rescued: str = ""
     unreachable: str = ""
     task: Any = None  # the one in flight, its start, when and what was said of it
     since: float = 0.0
@@ -100,6 +119,7 @@ class CallbackModule(Default):
         # held while something is printed, so that it cannot wait for Display's, nor that for it.
         self._lock = threading.Lock()
         self._visits: dict[str, Visit] = {}
+        self._outs: collections.Counter[str] = collections.Counter()
         self._done: dict[str, set[str]] = {}  # a task's uuid: the hosts that are through
         self._hosts: list[str] = []
         self._width = 0
@@ -107,6 +127,7 @@ class CallbackModule(Default):
         self._watcher: threading.Thread | None = None
         self._stop = threading.Event()
         self._footer: Footer | None = None
+        self._interrupted = False
 
     def get_option(self, k: str, hostvars: Any = None) -> Any:
         """Skipped tasks are shown with -v only, whatever the default callback would do."""
@@ -119,12 +140,13 @@ class CallbackModule(Default):
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Another play, or another batch of a serial one."""
         self._end_all()
+        self._outs.clear()
         super().v2_playbook_on_play_start(play)
         inventory = play.get_variable_manager()._inventory
         with self._lock:
             self._hosts = [host.get_name() for host in inventory.get_hosts(play.hosts)]
             self._done = {}
-        widest = max((len(plain(host)) for host in self._hosts), default=0)
+        widest = max((cells(plain(host)) for host in self._hosts), default=0)
         self._width = min(max(self._width, widest), HOST_COLUMN)
         self._watch()
 
@@ -151,7 +173,7 @@ class CallbackModule(Default):
         visit = self._through(result)
         visit.ran = True
         if changed:
-            visit.changed.append(task_name(result))
+            visit.changed.append(name_in(result))
             visit.pretended = visit.pretended and bool(result.task.check_mode)
 
     def v2_runner_on_skipped(self, result: Any) -> None:
@@ -170,8 +192,10 @@ class CallbackModule(Default):
         visit = self._through(result)
         visit.ran = True
         if not ignore_errors:
-            visit.failed = task_name(result)
-            if self._is_out(visit):
+            if self._times_out(visit) == self._outs[visit.host]:
+                visit.rescued = name_in(result)
+            else:
+                visit.failed = name_in(result)
                 self._end(visit)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
@@ -180,8 +204,8 @@ class CallbackModule(Default):
         super().v2_runner_on_unreachable(result)
         visit = self._through(result)
         visit.ran = True
-        if self._is_out(visit):
-            visit.unreachable = task_name(result)
+        if self._times_out(visit) > self._outs[visit.host]:
+            visit.unreachable = name_in(result)
             self._end(visit)
 
     def v2_runner_item_on_ok(self, result: Any) -> None:
@@ -229,6 +253,11 @@ class CallbackModule(Default):
         if self._display.verbosity:
             super().v2_runner_on_async_poll(result)
 
+    def v2_runner_on_async_ok(self, result: Any) -> None:
+        """That a job has ended is said by the result that follows."""
+        if self._display.verbosity:
+            super().v2_runner_on_async_ok(result)
+
     def v2_playbook_on_include(self, included_file: Any) -> None:
         """Files and roles that are included are shown with -v only."""
         if self._display.verbosity:
@@ -270,10 +299,14 @@ class CallbackModule(Default):
     # --- Stages ------------------------------------------------------------------------------
 
     def _visit(self, host: str, task: Any) -> Visit:
-        """The host's visit to the task's stage; the one before ends."""
+        """The host's visit to the task's stage; the one before ends.
+
+        What a host still does after it failed there (C(always), or its errors were cleared) is
+        another visit.
+        """
         stage = stage_of(task, self._play)
         visit = self._visits.get(host)
-        if visit is None or visit.stage != stage:
+        if visit is None or visit.stage != stage or visit.over:
             if visit is not None:
                 self._end(visit)
             now = time.monotonic()
@@ -290,6 +323,9 @@ class CallbackModule(Default):
             visit.ended = time.monotonic()
             visit.task = None
             self._done.setdefault(result.task._uuid, set()).add(host)
+        if self._footer:
+            # What comes next may be a question, which is asked past the buffers that clear.
+            self._footer.show("")
         return visit
 
     def _count(self, result: Any) -> None:
@@ -306,9 +342,12 @@ class CallbackModule(Default):
             visit.detail = "%d of %d items" % (visit.items, total) if isinstance(total, int) \
                 else "%d items" % visit.items
 
-    def _is_out(self, visit: Visit) -> bool:
-        """Whether core has taken the host out of the play: not if rescued, nor if ignored."""
-        return visit.host in self._play._removed_hosts
+    def _times_out(self, visit: Visit) -> int:
+        """How often core has taken the host out of the play: not if rescued, nor if ignored.
+
+        More than once where C(always) fails too.
+        """
+        return int(self._play._removed_hosts.count(visit.host))
 
     def _end_all(self) -> None:
         for visit in list(self._visits.values()):
@@ -319,26 +358,34 @@ class CallbackModule(Default):
     def _end(self, visit: Visit) -> None:
         """Print the line of a visit, once."""
         if visit.over:
-            return  # it failed; what `always` still did is no stage
+            return
         visit.over = True
+        out_before = self._outs[visit.host]
+        self._outs[visit.host] = self._times_out(visit)
         notes = []
-        if visit.unreachable:
+        if self._interrupted and visit.task is not None:
+            state, notes = "interrupted", [name_of(visit.task)]
+            notes += ["changed: %s" % and_more(visit.changed, NAMED_CHANGES)] * bool(visit.changed)
+        elif visit.unreachable:
             state, notes = "unreachable", [visit.unreachable]
-        elif visit.failed and self._is_out(visit):
+        elif visit.failed:
             state, notes = "failed", [visit.failed]
         elif visit.changed:
             state = "would change" if visit.pretended else "changed"
             notes = [and_more(visit.changed, NAMED_CHANGES)]
+        elif out_before:
+            return  # the host failed before, and what it did since changed nothing
         else:
             state = "ok" if visit.ran else "skipped"
-        if visit.failed and state != "failed":
-            notes.append("rescued: %s" % visit.failed)
+        if visit.rescued:
+            notes.append("rescued: %s" % visit.rescued)
         if state != "skipped" or self.get_option("display_skipped_hosts"):
             self._line(visit, state, visit.ended - visit.started, "; ".join(notes))
 
     def _line(self, visit: Visit, state: str, seconds: float, note: str) -> None:
-        self._say("%-*s  %-20s  %-12s %7.1f s  %s" % (
-            self._width, plain(visit.host), plain(visit.stage), state, seconds, plain(note)),
+        self._say("%s  %s  %-12s %7.1f s  %s" % (
+            padded(plain(visit.host), self._width), padded(plain(visit.stage), STAGE_COLUMN), state,
+            seconds, plain(note)),
             getattr(C, COLOURS[state]))
 
     def _say(self, line: str, colour: str | None = None) -> None:
@@ -363,8 +410,8 @@ class CallbackModule(Default):
         self._stop.clear()
         self._watcher = threading.Thread(target=self._watching, name="progress", daemon=True)
         self._watcher.start()
-        # A run that is broken off has no stats, and must not leave a line behind.
-        atexit.register(self._unwatch)
+        # A run that is broken off has no stats: it must say what it did, and leave no line behind.
+        atexit.register(self._break_off)
 
     def _unwatch(self) -> None:
         if self._watcher is None:
@@ -372,10 +419,15 @@ class CallbackModule(Default):
         self._stop.set()
         self._watcher.join(timeout=2)
         self._watcher = None
-        atexit.unregister(self._unwatch)
+        atexit.unregister(self._break_off)
         if self._footer:
             self._footer.close()
             self._footer = None
+
+    def _break_off(self) -> None:
+        self._interrupted = True
+        self._unwatch()
+        self._end_all()
 
     def _watching(self) -> None:
         """Print only through Display or under its lock: core forks its workers while holding it."""
@@ -405,11 +457,13 @@ class CallbackModule(Default):
             here = [host for host in self._hosts if host not in out]
             done = self._done.get(first.task._uuid, set())
             through = sum(host in done for host in here)
-            counts = len(here) > 1 and not first.task.run_once
+            # Who will run a handler, or what was included, core does not say beforehand.
+            counts = through and len(here) > 1 and not first.task.run_once \
+                and not isinstance(first.task, Handler)
             names = [visit.host + (" (%s)" % visit.detail if visit.detail else "")
                      for visit in waiting]
             text = "… %s %.0f s: %swaiting for %s (%s)" % (
-                first.stage, now - first.started,
+                cut(first.stage, STAGE_COLUMN), now - first.started,
                 "%d of %d hosts done, " % (through, len(here)) if counts else "",
                 and_more(names, NAMED_HOSTS), name_of(first.task))
         return plain(text)
@@ -446,7 +500,10 @@ class Footer:
         """Draw the line, or nothing where somebody is being asked something."""
         with self._lock:
             sys.stdout.flush()
-            if not text or not self._at_margin or not is_at_rest(sys.stdout.fileno()):
+            if not is_at_rest(sys.stdout.fileno()):
+                self._shown = False  # a question stands in its place
+                return
+            if not text or not self._at_margin:
                 self._clear()
                 return
             columns = os.get_terminal_size(sys.stdout.fileno()).columns or 80
@@ -479,48 +536,30 @@ def is_at_rest(terminal: int) -> bool:
     return bool(flags & termios.ICANON and flags & termios.ECHO)
 
 
-def stage_of(task: Any, play: Any) -> str:
-    """The role of a task, else its play."""
-    if task._role:
-        return str(os.path.basename(task._role.get_name()))
-    return str(play.get_name().strip() or "play")
-
-
-def task_name(result: Any) -> str:
-    """The task's name as the host has it."""
-    name = "" if is_hidden(result) else result.task_fields.get("name")
-    return str(name) if name else name_of(result.task)
-
-
-def name_of(task: Any) -> str:
-    """The task's name; as it is written where no_log is: a secret may have been put into it."""
-    written = task.get_ds().get("name") if task.no_log and isinstance(task.get_ds(), dict) else ""
-    return str(written or task.name or task.action)
-
-
-def is_hidden(result: Any) -> bool:
-    """Whether no_log was said of a result, by its task or by a part of it."""
-    return bool(result.task_fields.get("no_log", result.task.no_log) or "censored" in result.result)
-
-
 def and_more(names: list[str], named: int) -> str:
     """Join the first few names and count the others."""
     more = " and %d more" % (len(names) - named) if len(names) > named else ""
     return ", ".join(names[:named]) + more
 
 
-def plain(text: str) -> str:
-    """Text of others as one line without control characters, which a terminal would obey."""
-    return "".join(one if one.isprintable() else " " for one in text)
-
-
 def cut(text: str, columns: int) -> str:
-    """As much of a text as fits; some characters take two columns."""
+    """As much of a text as fits."""
     for end, one in enumerate(text):
-        columns -= 2 if unicodedata.east_asian_width(one) in "WF" else 1
+        columns -= cells(one)
         if columns < 0:
             return text[:end]
     return text
+
+
+def cells(text: str) -> int:
+    """How many columns a text takes; some characters take two."""
+    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
+
+
+def padded(text: str, columns: int) -> str:
+    """A text in a column of its own, which it fills and does not leave."""
+    shown = cut(text, columns)
+    return shown + " " * (columns - cells(shown))
 
 
 def progress_text(progress: Any) -> str:

@@ -127,7 +127,7 @@ def test_a_fleet_has_a_line_for_each_endpoint_and_what_is_not_proven_comes_last(
         "chat on host2  proven      http://127.0.0.1:8001  canary on llama_cpp 1.2  77 tokens/s",
         "chat on host3  proven      http://127.0.0.1:8003  canary on llama_cpp 1.2  77 tokens/s",
         "code on host1  NOT proven  http://127.0.0.1:8002  "
-        "error     wrong-answer: found cats , wanted dogs",
+        "error wrong-answer: found cats , wanted dogs",
         "code on host2  not asked   http://127.0.0.1:8009  canary on llama_cpp 1.2  99 tokens/s",
     ]
     assert told[8].startswith("odd: its passports cannot be read")

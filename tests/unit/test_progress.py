@@ -8,6 +8,8 @@ import os
 import pathlib
 import pty
 import re
+import select
+import signal
 import subprocess
 import sys
 import tty
@@ -134,6 +136,39 @@ DELTA = """
       no_log: true
       ignore_errors: true
 """
+BROKEN = """
+- name: The play
+  hosts: h01,h02
+  gather_facts: false
+  tasks:
+    - name: Change a thing
+      ansible.builtin.set_fact:
+        changed: true
+      changed_when: true
+    - name: Try
+      when: inventory_hostname == 'h02'
+      block:
+        - name: Fail
+          ansible.builtin.fail:
+            msg: the real reason
+      always:
+        - name: Gather what is known
+          block:
+            - name: Look into a log
+              ansible.builtin.fail:
+                msg: there is none
+          rescue:
+            - name: Keep what there is
+              ansible.builtin.set_fact:
+                kept: true
+              changed_when: true
+    - name: Linger
+      wait_for_event:
+        path: "{{ event }}"
+    - name: Leave
+      ansible.builtin.set_fact:
+        left: true
+"""
 ACTIONS = {
     "wait_for_event": """
 import os, time
@@ -164,9 +199,9 @@ class Fleet:
     def __init__(self, folder):
         self.folder = folder
         self.event = folder / "event"
-        files = {"play.yml": PLAY, "delta.yml": DELTA, "roles/alpha/tasks/main.yml": ALPHA,
-                 "roles/alpha/handlers/main.yml": HANDLERS, "roles/beta/tasks/main.yml": BETA,
-                 "roles/gamma/tasks/main.yml": GAMMA,
+        files = {"play.yml": PLAY, "delta.yml": DELTA, "broken.yml": BROKEN,
+                 "roles/alpha/tasks/main.yml": ALPHA, "roles/alpha/handlers/main.yml": HANDLERS,
+                 "roles/beta/tasks/main.yml": BETA, "roles/gamma/tasks/main.yml": GAMMA,
                  **{"action_plugins/%s.py" % name: text for name, text in ACTIONS.items()}}
         for name, text in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +218,7 @@ class Fleet:
                 "h04 ansible_connection=ssh ansible_ssh_executable=%s" % ssh))
 
     def start(self, *arguments, playbook="play.yml", heartbeat="0.2", stdout=subprocess.PIPE,
-              **env):
+              stdin=subprocess.DEVNULL, **env):
         """Start a run; its event has not come yet."""
         self.event.unlink(missing_ok=True)
         clean = {key: value for key, value in os.environ.items()
@@ -191,7 +226,9 @@ class Fleet:
         return subprocess.Popen(
             ["ansible-playbook", "-i", "hosts", "-f", "10", playbook,
              "-e", "event=%s secret=%s" % (self.event, SECRET), *arguments],
-            cwd=self.folder, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.STDOUT,
+            cwd=self.folder, stdin=stdin, stdout=stdout, stderr=subprocess.STDOUT,
+            # A shell that starts the tests in the background has its children ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             env={**clean, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
                  "ANSIBLE_ROLES_PATH": str(self.folder / "roles"), "TERM": "xterm",
                  "ANSIBLE_HOME": str(self.folder / "home"),
@@ -242,7 +279,7 @@ def fifty(fleet):
     output = []
     for raw in running.stdout:
         output.append(raw.decode())
-        if output[-1].startswith("… beta ") and WAITING in output[-1]:
+        if output[-1].startswith("… beta ") and "47 of 48 hosts done, " + WAITING in output[-1]:
             fleet.event.touch()
     running.wait(timeout=60)
     return running.returncode, "".join(output)
@@ -338,6 +375,29 @@ def test_verbose_output_is_the_default_callback_s_and_the_lines(fleet):
     assert stages(of_ours) == expected(["h01", "h02"])
 
 
+def test_what_follows_a_failure_is_told_and_the_first_failure_is_the_reason(fleet):
+    status, output = fleet.run(playbook="broken.yml")
+    assert status == 2
+    assert stages(output) == {
+        ("h01", "The play"): [("changed", "Change a thing")],
+        ("h02", "The play"): [("failed", "Fail"), ("changed", "Keep what there is; rescued: Look "
+                                                              "into a log")]}
+    assert '  h02 failed in The play, task "Fail": the real reason\n' in output
+
+
+def test_an_interrupted_run_says_what_it_did_and_where_it_was(fleet):
+    running = fleet.start("-l", "h01", playbook="broken.yml")
+    output = []
+    for raw in running.stdout:
+        output.append(raw.decode())
+        if "waiting for h01 (Linger)" in output[-1] and len(output) < 100:
+            running.send_signal(signal.SIGINT)
+            fleet.event.touch()
+    running.wait(timeout=60)
+    assert stages("".join(output)) == {
+        ("h01", "The play"): [("interrupted", "Linger; changed: Change a thing")]}
+
+
 def screen(stream):
     """What a terminal shows in the end, every line that was ever drawn, and which were colours."""
     lines, column, drawn = [[]], 0, []
@@ -398,6 +458,35 @@ def test_a_dumb_terminal_gets_whole_lines(fleet):
     assert WAITING in stream
 
 
+def test_a_question_stays_where_it_is_asked(fleet):
+    """Core asks past the buffers, so that nothing would clear the last line for it."""
+    ours, theirs = pty.openpty()
+    running = fleet.start("-l", "h01", "--step", playbook="broken.yml", stdout=theirs,
+                          stdin=theirs, NO_COLOR="1")
+    os.close(theirs)
+    stream, answered = "", 0
+    while True:
+        try:
+            stream += os.read(ours, 65536).decode()
+        except OSError:  # the other side is closed
+            break
+        if "… The play" in stream:
+            fleet.event.touch()
+        asked = stream.count("(c)ontinue: ")
+        if asked > answered and stream.endswith("(c)ontinue: "):
+            if "TASK: Leave" in stream:
+                # Long enough for the last line to be drawn again, were it to be.
+                select.select([ours], [], [], 2.5)
+            answered = asked
+            os.write(ours, b"y\n")
+    os.close(ours)
+    assert running.wait(timeout=60) == 0
+    assert "… The play" in stream  # there was a last line before the last question
+    shown = "\n".join(screen(stream)[0])
+    assert re.search(r"^Perform task: TASK: Leave \(N\)o/\(y\)es/\(c\)ontinue: y", shown,
+                     re.MULTILINE), stream
+
+
 def test_nothing_is_drawn_where_somebody_is_asked_something():
     ours, theirs = pty.openpty()
     try:
@@ -430,6 +519,11 @@ def test_progress_is_said_in_words_and_what_is_no_progress_is_left_out(said, tex
 def test_a_line_is_cut_by_columns_not_by_characters():
     assert progress.cut("ab漢字c", 5) == "ab漢"
     assert progress.cut("abc", 3) == "abc"
+
+
+def test_a_column_is_filled_and_not_left():
+    assert progress.padded("漢字", 6) == "漢字  "
+    assert progress.padded("a long name", 6) == "a long"
 
 
 def test_text_of_others_stays_on_its_line():

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the callbacks of the controller say of tasks and results, without giving secrets away.
+
+Core's own objects come in (``Task``, ``Play``, ``CallbackTaskResult``); they carry no types.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any
+
+
+def stage_of(task: Any, play: Any) -> str:
+    """The role of a task, else its play."""
+    if task._role:
+        return str(posixpath.basename(task._role.get_name()))
+    return str(play.get_name().strip() or "play")
+
+
+def is_hidden(result: Any) -> bool:
+    """Whether no_log was said of a result, by its task or by a part of it."""
+    return bool(result.task_fields.get("no_log", result.task.no_log) or "censored" in result.result)
+
+
+def name_of(task: Any) -> str:
+    """The task's name; as it is written where no_log is: a secret may have been put into it."""
+    return _written(task) if task.no_log else str(task.name or task.action)
+
+
+def name_in(result: Any) -> str:
+    """The task's name as the host has it; as it is written where the result is hidden."""
+    if is_hidden(result):
+        return _written(result.task)
+    return str(result.task_fields.get("name") or name_of(result.task))
+
+
+def _written(task: Any) -> str:
+    """The name before any variable was put into it."""
+    source = task.get_ds()
+    return str((source.get("name") if isinstance(source, dict) else "") or task.action)
+
+
+def plain(text: str) -> str:
+    """Text of others as one line without control characters, which a terminal would obey."""
+    return "".join(one if one.isprintable() else " " for one in text)
