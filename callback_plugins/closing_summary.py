@@ -121,9 +121,10 @@ class CallbackModule(CallbackBase):
 
     def _remember(self, how, result):
         host = result.host.get_name()
-        # Core takes a host out of the play unless its failure is rescued or ignored. The first
-        # failure is the reason; what `always` and `rescue` do after it may fail too.
-        if host in self._play._removed_hosts:
+        # Core takes a host out of the play unless its failure is rescued or ignored; of an include
+        # it decides later. The first failure is the reason: what `always` and `rescue` do after it
+        # may fail too.
+        if host in self._play._removed_hosts or isinstance(result.task, TaskInclude):
             self._failures.setdefault(host, "%s in %s, task \"%s\": %s" % (
                 how, stage_of(result.task, self._play), name_in(result),
                 "its result is hidden (no_log)" if is_hidden(result) else _reason(result.result)))

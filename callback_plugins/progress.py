@@ -93,6 +93,7 @@ class Visit:
     started: float
     ended: float
     over: bool = False
+    after_failure: bool = False  # the visit before it failed in this stage
     ran: bool = False  # anything but skipped
     changed: list[str] = dataclasses.field(default_factory=list)
     pretended: bool = True  # every change was one of check mode
@@ -192,11 +193,12 @@ class CallbackModule(Default):
         visit = self._through(result)
         visit.ran = True
         if not ignore_errors:
-            if self._times_out(visit) == self._outs[visit.host]:
-                visit.rescued = name_in(result)
-            else:
+            # Of an include core tells first, takes the host out then, and rescues nothing of it.
+            if isinstance(result.task, TaskInclude) or self._falls_out(visit):
                 visit.failed = name_in(result)
                 self._end(visit)
+            else:
+                visit.rescued = name_in(result)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """A host that cannot be reached is out of the play."""
@@ -204,7 +206,7 @@ class CallbackModule(Default):
         super().v2_runner_on_unreachable(result)
         visit = self._through(result)
         visit.ran = True
-        if self._times_out(visit) > self._outs[visit.host]:
+        if self._falls_out(visit):
             visit.unreachable = name_in(result)
             self._end(visit)
 
@@ -258,6 +260,11 @@ class CallbackModule(Default):
         if self._display.verbosity:
             super().v2_runner_on_async_ok(result)
 
+    def v2_runner_on_async_failed(self, result: Any) -> None:
+        """That a job has ended is said by the result that follows."""
+        if self._display.verbosity:
+            super().v2_runner_on_async_failed(result)
+
     def v2_playbook_on_include(self, included_file: Any) -> None:
         """Files and roles that are included are shown with -v only."""
         if self._display.verbosity:
@@ -310,7 +317,9 @@ class CallbackModule(Default):
             if visit is not None:
                 self._end(visit)
             now = time.monotonic()
-            visit = Visit(host, stage, started=now, ended=now)
+            visit = Visit(host, stage, started=now, ended=now, after_failure=(
+                visit is not None and visit.stage == stage))
+            self._falls_out(visit)  # what was before is not of this visit
             with self._lock:
                 self._visits[host] = visit
         return visit
@@ -342,12 +351,15 @@ class CallbackModule(Default):
             visit.detail = "%d of %d items" % (visit.items, total) if isinstance(total, int) \
                 else "%d items" % visit.items
 
-    def _times_out(self, visit: Visit) -> int:
-        """How often core has taken the host out of the play: not if rescued, nor if ignored.
+    def _falls_out(self, visit: Visit) -> bool:
+        """Whether core has taken the host out of the play now: not if rescued, nor if ignored.
 
-        More than once where C(always) fails too.
+        It does so more than once where C(always) fails too.
         """
-        return int(self._play._removed_hosts.count(visit.host))
+        times = int(self._play._removed_hosts.count(visit.host))
+        fell = times > self._outs[visit.host]
+        self._outs[visit.host] = times
+        return fell
 
     def _end_all(self) -> None:
         for visit in list(self._visits.values()):
@@ -360,11 +372,10 @@ class CallbackModule(Default):
         if visit.over:
             return
         visit.over = True
-        out_before = self._outs[visit.host]
-        self._outs[visit.host] = self._times_out(visit)
         notes = []
-        if self._interrupted and visit.task is not None:
-            state, notes = "interrupted", [name_of(visit.task)]
+        if self._interrupted and not visit.failed:
+            state = "interrupted"
+            notes += [name_of(visit.task)] if visit.task is not None else []
             notes += ["changed: %s" % and_more(visit.changed, NAMED_CHANGES)] * bool(visit.changed)
         elif visit.unreachable:
             state, notes = "unreachable", [visit.unreachable]
@@ -373,8 +384,8 @@ class CallbackModule(Default):
         elif visit.changed:
             state = "would change" if visit.pretended else "changed"
             notes = [and_more(visit.changed, NAMED_CHANGES)]
-        elif out_before:
-            return  # the host failed before, and what it did since changed nothing
+        elif visit.after_failure:
+            return  # what it still did there changed nothing
         else:
             state = "ok" if visit.ran else "skipped"
         if visit.rescued:

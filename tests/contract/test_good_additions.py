@@ -70,7 +70,7 @@ note_lines: []
       loop_control:
         loop_var: __note_line
       register: __note_written
-      failed_when: __note_written.bytes | default(0) == 0
+      failed_when: (__note_written.bytes or 0) == 0
       async: 600
       poll: 5
       notify: Show the note
@@ -126,7 +126,7 @@ note_lines: []
       ansible.builtin.assert:
         that:
           - __note.stat.exists
-          - __note.stat.size > 0 or not __note.stat.isreg
+          - (__note.stat.size or 0) > 0 or not __note.stat.isreg
         quiet: true
 """,
     "library/note_info.py": '''#!/usr/bin/python

@@ -6,7 +6,7 @@ from __future__ import annotations
 import checkout
 import pytest
 from fence import RULES
-from fence.tree import Tree
+from fence.tree import Tree, decided
 
 TOOLBELT = "roles/toolbelt/"
 SMOKE = "library/smoke_inference.py"
@@ -329,6 +329,36 @@ PLANTS = [
      change(TOOLBELT + "meta/argument_specs.yml", "default: python3-venv", "default: venv"),
      "docs/reference/roles.md: found a stale page"),
 ]
+
+
+@pytest.mark.parametrize(("condition", "is_always"), [
+    (True, True), (None, False), ([], False), ("", False), ("yes", True), ("off", False),
+    ("{{ true }}", True), ("'a' == 'a'", True), ("not true", False), ("1 > 2", False),
+    ("x or true", True), ("x or 1 == 1", True), ("x or not false", True), ("x and false", False),
+    ("x", None), ("x is defined", None), ("not ansible_check_mode", None), ("x or false", None),
+    ("x and true", None), ("(x.rc or 0) != 0", None), ("x | default('') or y", None),
+    ("lookup('env', 'HOME')", None), ("{{ x }} and {{ y }}", None), ("x ==", None),
+    ("y in (x or [])", None), ("d == 'Debian' and (v or '0') is version('12', '>=')", None),
+])
+def test_a_condition_that_asks_nothing_is_known(condition, is_always):
+    assert decided(condition) is is_always
+
+
+@pytest.mark.parametrize(("rule", "file", "text"), [
+    ("specs_are_typed", TOOLBELT + "meta/argument_specs.yml", "argument_specs: [main]\n"),
+    ("defaults_equal_specs", TOOLBELT + "defaults/main.yml", "- a\n"),
+    ("roles_have_scenarios", "molecule/covered_by.yml", "toolbelt: text\n"),
+    ("our_modules_get_real_options", TOOLBELT + "tasks/main.yml",
+     "- name: X\n  gpu_facts:\n  args: [a]\n"),
+    ("catalogs_are_whole", CATALOG, "# Sorted by: a.\n- text\n"),
+    ("workflows_are_modest", WORKFLOW, "---\n"),
+    ("verifiers_verify", "tests/unit/test_plan.py", "def test_(:\n"),
+    ("assigned_names_are_private", TOOLBELT + "vars/main.yml", "a: [\n"),
+])
+def test_a_file_of_an_odd_shape_is_named(rule, file, text, tree):
+    (tree / file).parent.mkdir(exist_ok=True)
+    (tree / file).write_text(text)
+    assert [sentence for sentence in RULES[rule](Tree(tree)) if file in sentence]
 
 
 def test_every_rule_has_something_planted():

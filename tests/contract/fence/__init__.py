@@ -8,10 +8,30 @@ rule, ``test_planted.py`` shows for every rule a violation that it catches.
 
 from __future__ import annotations
 
+import functools
+
 from . import catalogs, filters, modules, production, project, roles, tasks, verifiers
 
+# What a file of another shape than everybody expects makes of a rule.
+ODD = (AttributeError, IndexError, KeyError, RecursionError, SyntaxError, TypeError, ValueError)
+
+
+def _guarded(rule):
+    """The rule; where it stumbles over a file, that is a sentence too."""
+
+    @functools.wraps(rule)
+    def held(tree):
+        try:
+            return rule(tree)
+        except ODD as problem:
+            return ["%s: found a shape that the rule %s does not know (%r), wanted that of its "
+                    "neighbours" % (tree.last, rule.__name__, problem)]
+
+    return held
+
+
 RULES = {
-    rule.__name__: rule
+    rule.__name__: _guarded(rule)
     for rule in (
         roles.entry_points_have_specs,
         roles.specs_are_typed,

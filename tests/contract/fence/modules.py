@@ -133,6 +133,8 @@ def misused(args, made):
     if not isinstance(args, dict):
         return ["found arguments in one line, wanted a mapping"]
     spec = made["argument_spec"]
+    names_of = {alias: name for name, option in spec.items() for alias in option.get("aliases", [])}
+    args = {names_of.get(name, name): value for name, value in args.items()}
     wrong = list(_strange("", args, spec))
     # What is a template is known at the run only: it counts as given. The rest can be judged by
     # Ansible itself now.
@@ -142,7 +144,9 @@ def misused(args, made):
     usual = {name: option["default"] for name, option in spec.items() if "default" in option}
     for relation, check in BETWEEN.items():
         try:
-            check(made.get(relation), dict(usual, **given))
+            # In this order Ansible does it: defaults come after what excludes.
+            check(made.get(relation), given if relation == "mutually_exclusive" else {
+                **usual, **given})
         except TypeError as problem:
             wrong.append(str(problem))
     literal = {name: value for name, value in args.items()

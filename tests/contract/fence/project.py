@@ -23,7 +23,7 @@ def jobs_are_the_parts_of_make_test(tree):
     wanted = parts.group(1).split() if parts else []
     made = []
     for job in (tree.yaml(".github/workflows/test.yml") or {}).get("jobs", {}).values():
-        for step in job["steps"]:
+        for step in job.get("steps", []):
             for target in re.findall(r"^make (.+)$", step.get("run", ""), re.MULTILINE):
                 made += job["strategy"]["matrix"]["target"] if "matrix" in target else [target]
     if sorted(made) != sorted(wanted):
@@ -52,7 +52,7 @@ def workflows_are_modest(tree):
             if not job.get("timeout-minutes"):
                 wrong.append("%s: found no timeout-minutes of the job %s, wanted some" % (
                     file, name))
-            for step in job["steps"]:
+            for step in job.get("steps", []):
                 kept = (step.get("with") or {}).get("persist-credentials")
                 if "checkout" in step.get("uses", "") and kept is not False:
                     wrong.append("%s: found a checkout that keeps the token in the job %s, wanted "

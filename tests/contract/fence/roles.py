@@ -121,7 +121,8 @@ def roles_have_readmes(tree):
 def roles_have_scenarios(tree):
     """Every role is played by a scenario of its name, or by one that covered_by.yml names."""
     wrong = []
-    covered = tree.yaml(COVERED) or {}
+    covered = {role: row if isinstance(row, dict) else {}
+               for role, row in (tree.yaml(COVERED) or {}).items()}
     for role in tree.roles:
         own = bool(tree.text("molecule/%s/molecule.yml" % role))
         row = covered.get(role)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from . import modules
-from .tree import is_constant, spoken
+from .tree import decided, spoken
 
 IGNORED = re.compile(r"\bignore_(errors|unreachable)\b")
 # The files of variables that a role may read: its own, by the distribution for example.
@@ -40,11 +40,13 @@ def _public(where, how, name, prefix):
 def _assigned(tree, file, node):
     if node.get("register"):
         yield "register", node["register"]
+    control = node.get("loop_control") or {}
+    control = control if isinstance(control, dict) else {"loop_var": control}
     for key in ("loop_var", "index_var"):
-        if (node.get("loop_control") or {}).get(key):
-            yield key, node["loop_control"][key]
-    loops = "loop" in node or any(key.startswith("with_") for key in node)
-    if loops and not (node.get("loop_control") or {}).get("loop_var"):
+        if control.get(key):
+            yield key, control[key]
+    loops = "loop" in node or any(str(key).startswith("with_") for key in node)
+    if loops and not control.get("loop_var"):
         yield "loop", "item"
     called = [task for task in tree.tasks(file) if task.content is node]
     for task in called:
@@ -76,7 +78,9 @@ def our_modules_get_real_options(tree):
                       for problem in modules.misused(task.args, specs[task.module])]
     for file in tree.task_files():
         for node in tree.nodes(file):
-            for module, given in (node.get("module_defaults") or {}).items():
+            defaults = node.get("module_defaults")
+            for module, given in (defaults if isinstance(defaults, dict) else {}).items():
+                given = given if isinstance(given, dict) else {}
                 known = specs[module]["argument_spec"] if module in specs else given
                 wrong += ["%s:%d: module_defaults of %s: found %s, wanted one of %s" % (
                     file, node.line, module, name, spoken(known))
@@ -96,7 +100,9 @@ def failures_are_not_ignored(tree):
     for file in tree.task_files():
         for node in tree.nodes(file):
             said = node.get("failed_when", "result")
-            if all(is_constant(one) for one in (said if isinstance(said, list) else [said])):
+            verdicts = [decided(one) for one in (said if isinstance(said, list) else [said])]
+            # All of a list must be true for the task to fail.
+            if False in verdicts or None not in verdicts:
                 wrong.append("%s:%d: found failed_when: %s, wanted a condition on the result" % (
                     file, node.line, said))
     return wrong

@@ -54,7 +54,7 @@ class Task:
             if isinstance(called, str):
                 return called.partition(" ")[0], called.partition(" ")[2]
         for key, value in self.content.items():
-            if key not in KEYWORDS and key not in BLOCKS and not key.startswith("with_"):
+            if key not in KEYWORDS and key not in BLOCKS and not str(key).startswith("with_"):
                 more = self.content.get("args") or {}
                 if isinstance(value, str) or isinstance(more, str):
                     return key, value or more
@@ -78,6 +78,7 @@ class Tree:
 
     def __init__(self, root):
         self.root = pathlib.Path(root)
+        self.last = ""  # the file that was read last, for what goes wrong with it
 
     def files(self, *patterns):
         """The files that match, in order, as paths relative to the root."""
@@ -88,11 +89,16 @@ class Tree:
     def text(self, file):
         """A file's text, empty where there is none."""
         path = self.root / file
+        self.last = file
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
-    @functools.cache  # noqa: B019 - a tree lives as long as its test
     def yaml(self, file):
         """A file's YAML, ``None`` where there is none."""
+        self.last = file
+        return self._parsed(file)
+
+    @functools.cache  # noqa: B019 - a tree lives as long as its test
+    def _parsed(self, file):
         try:
             return yaml.load(self.text(file), Loader=_Loader)  # noqa: S506 - a SafeLoader
         except yaml.YAMLError as problem:
@@ -142,20 +148,36 @@ def spoken(names):
     return ", ".join(sorted(map(str, names))) or "nothing"
 
 
-def is_constant(expression):
-    """Whether a condition asks nothing: no variable is in it, or it is true whatever they are."""
-    if not isinstance(expression, str):
-        return True
-    text = expression.strip()
+def decided(condition):
+    """What a condition is whatever its variables are; ``None`` where they count."""
+    if not isinstance(condition, str):
+        return bool(condition)
+    text = condition.strip()
     if text.startswith("{{") and text.endswith("}}"):
-        text = text[2:-2]
+        text = text[2:-2].strip()
+    # Words that are no variables, though Jinja takes them for names.
+    if text.lower() in ("", "yes", "no", "on", "off"):
+        return text.lower() in ("yes", "on")
     try:
-        parsed = jinja2.Environment().parse("{{ (%s) }}" % text)
-    except jinja2.TemplateSyntaxError:
-        return False  # a lint finds it, and so does the first run
-    if not list(parsed.find_all(jinja2.nodes.Name)):
-        return True
-    decided = [side for one in parsed.find_all((jinja2.nodes.Or, jinja2.nodes.And))
-               for side in (one.left, one.right) if isinstance(side, jinja2.nodes.Const)]
-    # Words that are no variables: jinja takes yes and no for names.
-    return bool(decided) or text.strip().lower() in ("yes", "no", "")
+        (output,) = jinja2.Environment().parse("{{ (%s) }}" % text).body
+    except (jinja2.TemplateSyntaxError, ValueError):
+        return None  # a lint finds it, and so does the first run
+    return _decided(output.nodes[0]) if len(output.nodes) == 1 else None
+
+
+def _decided(node):
+    if isinstance(node, (jinja2.nodes.Or, jinja2.nodes.And)):
+        wins = isinstance(node, jinja2.nodes.Or)
+        sides = {_decided(node.left), _decided(node.right)}
+        if wins in sides:
+            return wins
+        return None if None in sides else not wins
+    if isinstance(node, jinja2.nodes.Not):
+        inner = _decided(node.node)
+        return None if inner is None else not inner
+    if isinstance(node, jinja2.nodes.Name) or list(node.find_all(jinja2.nodes.Name)):
+        return None
+    try:
+        return bool(node.as_const())
+    except jinja2.nodes.Impossible:
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 
-from .tree import is_constant
+from .tree import decided
 
 SEQUENCE = ["check", "converge", "idempotence", "check", "verify"]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -18,7 +18,7 @@ def verifiers_verify(tree):
     """Every test and every assert can fail."""
     wrong = []
     for file in tree.files("tests/**/*.py", "molecule/**/*.py"):
-        module = ast.parse(tree.text(file))
+        module = ast.parse(tree.text(file), str(file))
         nodes = list(ast.walk(module))
         functions = [node for node in nodes if isinstance(node, FUNCTIONS)]
         asserting = _asserting(functions)
@@ -36,7 +36,7 @@ def verifiers_verify(tree):
             said = task.args.get("that") if isinstance(task.args, dict) else None
             wrong += ["%s: found assert that: %s, wanted what can be false" % (task.where, claim)
                       for claim in (said if isinstance(said, list) and said else [said])
-                      if is_constant(claim)]
+                      if decided(claim) is not None]
     return wrong
 
 
