@@ -9,12 +9,11 @@ from typing import Any, Callable, Dict
 import ansible.module_utils
 
 # The controller does not look into our module_utils for filters (it does for modules).
-_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "module_utils")
-if _OURS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(_OURS)
+ansible.module_utils.__path__.append(
+    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "module_utils"))
 
-from ansible.module_utils.firstlight import findings  # noqa: E402
-from ansible.module_utils.firstlight.planning import (  # noqa: E402
+from ansible.module_utils.firstlight import findings
+from ansible.module_utils.firstlight.planning import (
     command,
     judge,
     plan,
