@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import signal
 import time
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
@@ -17,6 +18,12 @@ from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 from .planning.requests import NAME
 
 LISTEN = "0A"
+MAX_COMMAND = 200
+# Words after which, or after whose `=`, a command line may carry a secret; and secrets by their
+# look. Anyone on the host can read them there; reports and logs must not spread them.
+SECRET_NAME = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
+SECRET = re.compile(r"(hf|sk|ghp|glpat)[_-][\w-]{8,}|\w+://[^/@\s]*:[^/@\s]*@\S*")
+HIDDEN = "***"
 TABLES = ("net/tcp", "net/tcp6")
 
 
@@ -44,7 +51,7 @@ def holders(ports: Iterable[int], proc: str = "/proc") -> Dict[int, Dict[str, An
             ours = _markers(proc, pid)
             found[sockets[inode][0]].update(
                 pid=pid,
-                command=_command(proc, pid),
+                command=command(pid, proc),
                 endpoint=ours.get("FIRSTLIGHT_ENDPOINT"),
                 root=ours.get("FIRSTLIGHT_ROOT"),
             )
@@ -73,6 +80,36 @@ def listens(root: str, name: str, port: int, proc: str = "/proc") -> bool:
     }
     ours = engines(root, proc).get(name, [])
     return any(inodes & _socket_inodes(proc, one["pid"]) for one in ours)
+
+
+def command(pid: int, proc: str = "/proc") -> Optional[str]:
+    """A process's command line without secrets, at most 200 characters; ``None`` if unseen."""
+    words = _read(proc, pid, "cmdline").rstrip(b"\0").split(b"\0")
+    return shown([word.decode("utf-8", "replace") for word in words])[:MAX_COMMAND] or None
+
+
+def shown(words: Iterable[str]) -> str:
+    """A command line in which what may be a secret is hidden."""
+    line, hide = [], False
+    for word in words:
+        name, sign, _ = word.partition("=")
+        secret = SECRET_NAME.search(name) is not None
+        if hide and not word.startswith("-"):
+            line.append(HIDDEN)
+        elif secret and sign:
+            line.append(name + "=" + HIDDEN)
+        else:
+            line.append(SECRET.sub(HIDDEN, word))
+        hide = secret and not sign and word.startswith("-")
+    return " ".join(line)
+
+
+def user_of(pid: int, proc: str = "/proc") -> Optional[str]:
+    """The name of the user that a process runs as; ``None`` where it is not seen."""
+    try:
+        return _user(os.stat(os.path.join(proc, str(pid))).st_uid)
+    except OSError:
+        return None
 
 
 def cpu_seconds(pid: int, proc: str = "/proc") -> Optional[float]:
@@ -171,12 +208,6 @@ def _markers(proc: str, pid: int) -> Dict[str, str]:
     }
     # Anyone can start a process with these; a name of ours is safe in a path, any other is not.
     return found if NAME.fullmatch(found.get("FIRSTLIGHT_ENDPOINT", "")) else {}
-
-
-def _command(proc: str, pid: int) -> Optional[str]:
-    words = _read(proc, pid, "cmdline").rstrip(b"\0").split(b"\0")
-    line = b" ".join(words).decode("utf-8", "replace")
-    return line[:200] or None
 
 
 def _user(uid: int) -> str:

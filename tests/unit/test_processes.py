@@ -211,3 +211,33 @@ def test_end_does_not_wait_for_a_zombie_that_it_made(root):
     with engine(root, IGNORES) as (process, _):
         assert processes.end(root, "chat", grace_s=0.1) == [process.pid]
         assert process.wait(30) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("words", "wanted"), [
+    (["python3", "-m", "vllm", "--api-key", "abc", "--port", "1"],
+     "python3 -m vllm --api-key *** --port 1"),
+    (["serve", "--api-key=abc"], "serve --api-key=***"),
+    (["serve", "--hf-token", "--port"], "serve --hf-token --port"),
+    (["env", "HF_TOKEN=hf_x", "serve"], "env HF_TOKEN=*** serve"),
+    (["curl", "https://user:word@example.org/x"], "curl ***"),
+    (["run", "hf_abcdefghijkl", "sk-abcdefgh1234"], "run *** ***"),
+    (["monkey", "--keys", "1", "2"], "monkey --keys *** 2"),
+    (["python3", "/srv/keyboard.py", "8000"], "python3 /srv/keyboard.py 8000"),
+    ([], ""),
+])
+def test_a_command_line_is_shown_without_secrets(words, wanted):
+    assert processes.shown(words) == wanted
+
+
+def test_a_real_process_is_named_and_its_secret_is_not():
+    held = subprocess.Popen([sys.executable, "-c", "print(flush=True); input()", "--api-key",
+                             "geheim"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        held.stdout.readline()
+        line = processes.command(held.pid)
+        assert line.endswith("--api-key ***") and "geheim" not in line
+        assert processes.user_of(held.pid) == pwd.getpwuid(os.getuid()).pw_name
+    finally:
+        held.communicate(b"\n")
+    assert processes.command(held.pid) is None
+    assert processes.user_of(held.pid) is None

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the NVIDIA driver tells everyone in /proc: its version, UUID and name of each device."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from typing import Any, Dict, List, Optional, Tuple
+
+from . import devices as common
+from . import reading
+from .devices import Device
+from .reading import Reader
+
+FOLDER = "/proc/driver/nvidia"
+VERSION = FOLDER + "/version"
+TOLD = {"uuid": "GPU UUID", "name": "Model", "bus_id": "Bus Location"}
+
+
+def kernel_module(reader: Reader) -> Optional[str]:
+    """The version of the loaded kernel module."""
+    label = "driver.kernel_module"
+    text = reader.text(VERSION, label) or ""
+    found = re.search(r"NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    if found is None:
+        reader.known(label, None, VERSION)
+        return None
+    reader.sources[label] = VERSION
+    return found.group(1)
+
+
+def read(reader: Reader, cards: List[str]) -> Tuple[Dict[str, Any], List[Device]]:
+    """Driver and devices, as far as they can be known without asking the driver's library.
+
+    :param cards: addresses of NVIDIA's cards on the PCI bus: there, whatever the driver says.
+    """
+    reader.sources["driver"] = reader.sources["devices"] = FOLDER
+    # Whatever else is known of it, this is what runs.
+    driver: Dict[str, Any] = {"version": kernel_module(reader), "cuda": None, "nvml": None}
+    if driver["version"] is None:
+        reader.unread["driver.version"] = dict(reader.unread["driver.kernel_module"])
+    for key in ("cuda", "nvml"):
+        reader.missing("driver." + key, reading.UNASKED, "only NVML tells it")
+    found: List[Device] = []
+    pattern = reader.path(FOLDER + "/gpus/*/information")
+    for index, name in enumerate(sorted(glob.glob(pattern))):
+        where = "/" + os.path.relpath(name, reader.path("/"))
+        found.append(_device(reader, index, _said(reader.quiet(where)), where))
+    known = {one["bus_id"] for one in found}
+    for bus_id in cards:
+        if bus_id not in known:
+            where = "/sys/bus/pci/devices/" + bus_id
+            found.append(_device(reader, len(found), {"Bus Location": bus_id}, where))
+    if not found:
+        reader.missing("devices", reading.ABSENT, "nothing matches %s/gpus/*/information" % FOLDER)
+    return driver, found
+
+
+def _said(text: str) -> Dict[str, str]:
+    return {key: value.strip() for key, _, value in
+            (line.partition(":") for line in text.splitlines())}
+
+
+def _device(reader: Reader, index: int, said: Dict[str, str], where: str) -> Device:
+    device: Device = dict.fromkeys(common.KEYS)
+    device["index"] = index
+    for key in common.KEYS[1:]:
+        label = "devices[%d].%s" % (index, key)
+        if key in TOLD:
+            device[key] = reader.known(label, said.get(TOLD[key]) or None, where)
+        else:
+            reader.missing(label, reading.UNASKED, "only NVML tells it")
+    if device["bus_id"] is not None:
+        device["bus_id"] = common.bus_id(device["bus_id"])
+    return device
