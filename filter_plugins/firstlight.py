@@ -15,10 +15,13 @@ ansible.module_utils.__path__.append(
 from ansible.module_utils.firstlight import findings
 from ansible.module_utils.firstlight.planning import (
     command,
+    devices,
+    health,
     judge,
     plan,
     requests,
     service_text,
+    tuning,
 )
 
 
@@ -40,6 +43,9 @@ class FilterModule:
             "endpoint_requests": endpoint_requests,
             "engine_command": command.engine_command,
             "findings_text": findings.text,
+            "host_health": health.host_health,
+            "select_devices": devices.select_devices,
             "supervisor_command": service_text.supervisor_command,
             "systemd_command": service_text.systemd_command,
+            "tuning_plan": tuning.tuning_plan,
         }

@@ -634,6 +634,7 @@ def _nvidia(reader, root, bus, engine, jetson):
         read = _by_nvidia_smi(reader, engine)
     driver, found = read or driver_files.read(reader, bus.nvidia)
     driver["kernel_module"] = driver_files.kernel_module(reader)
+    driver_files.complete(reader, found, bus.nvidia)
     if jetson is not None:
         found = found or [tegra.gpu(reader)]
         tegra.complete(reader, found, jetson)

@@ -16,8 +16,8 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "e2e"), str(TESTS / "rig")]
 
 import conftest  # noqa: E402, F401 - puts our module_utils on Ansible's path
 from test_demo import Demo, copy_checkout  # noqa: E402

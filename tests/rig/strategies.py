@@ -11,6 +11,7 @@ import copy
 import string
 from pathlib import Path
 
+import facts as made
 import yaml
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -135,6 +136,59 @@ FACTS = st.fixed_dictionaries({
         "libc": st.just("glibc 2.36")}),
 })
 
+# Hosts as gpu_facts describes them: what is usual with changes, some of it not known.
+BYTES = st.none() | st.integers(0, 2**38)
+XIDS = st.fixed_dictionaries({
+    "code": st.sampled_from([31, 48, 79, 94]) | st.integers(0, 999),
+    "age_s": st.none() | st.integers(0, 10**7), "text": HOSTILE,
+    "bus_id": st.sampled_from(["0000:41:00.0", "0000:42:00.0"])})
+GPU_CHANGES = st.fixed_dictionaries({}, optional={
+    "name": st.none() | HOSTILE, "memory_free_bytes": BYTES, "memory_total_bytes": BYTES,
+    "memory_reserved_bytes": BYTES, "unified_memory": st.booleans(),
+    "holders": st.none() | st.lists(st.builds(
+        made.holder, st.integers(1, 9), BYTES, command=st.none() | HOSTILE, user=HOSTILE),
+        max_size=2),
+    "compute_mode": st.none() | st.sampled_from(["prohibited", "exclusive_process"]),
+    "persistence": st.none() | st.booleans(), "temperature_c": st.none() | st.integers(20, 99),
+    "mig": st.none() | st.builds(
+        lambda on, slices: {"enabled": on, "pending": not on, "slices": slices},
+        st.booleans(), st.none() | st.lists(st.integers(1, 2).map(made.piece), max_size=2)),
+    "ecc": st.none() | st.fixed_dictionaries({"uncorrected_volatile": st.none() | st.just(1)}),
+    "remapped_rows": st.none() | st.fixed_dictionaries({"pending": st.booleans()}),
+    "throttle_reasons": st.none() | st.just(["hw_slowdown"]),
+    "recovery_action": st.none() | st.sampled_from(["gpu_reset", "drain_p2p"]),
+    "nvlink": st.none() | st.fixed_dictionaries({"active": st.integers(0, 18)}),
+    "fabric": st.none() | st.fixed_dictionaries({"state": st.just("in_progress")}),
+    "xids": st.none() | st.lists(XIDS, max_size=3),
+})
+REASONS = st.sampled_from(["nvml-3", "nvml-4", "nvml-13", "nvml-15", "nvml-999", "eacces", "absent",
+                           "unknown", "timeout"]).map(made.reason)
+
+
+@st.composite
+def hosts(draw):
+    """Facts of a host with up to four GPUs, each null with a reason of any kind, or with none."""
+    devices = [made.device(index, **changes)
+               for index, changes in enumerate(draw(st.lists(GPU_CHANGES, max_size=4)))]
+    facts = draw(st.sampled_from([made.host, made.cpu_host, made.jetson_host]))(
+        devices=devices, orphan_xids=draw(st.none() | st.lists(XIDS, max_size=2)))
+    labels = ["nvml", "driver", *("devices[%d]" % one["index"] for one in devices)]
+    labels += ["devices[%d].%s" % (one["index"], key)
+               for one in devices for key, value in one.items() if value is None]
+    facts["unread"] = draw(st.dictionaries(st.sampled_from(labels), REASONS, max_size=6))
+    return facts
+
+
+WANTED = st.fixed_dictionaries({
+    "where": HOSTILE, "name": NAMES, "count": st.just("all") | st.integers(0, 4),
+    "uuids": st.just([]) | st.lists(st.integers(0, 4).map(made.uuid), max_size=2),
+    "keep": st.lists(st.integers(0, 4).map(made.uuid), max_size=2),
+    "tensor_parallel": st.booleans(), "memory_bytes": st.sampled_from([0, GIB]),
+    "share": st.booleans()})
+HELD = st.none() | st.fixed_dictionaries({}, optional={
+    "pids": st.lists(st.integers(1, 9), max_size=2),
+    "bytes": st.dictionaries(st.integers(0, 4).map(made.uuid), st.integers(0, GIB), max_size=2)})
+
 GOOD_ROOTS = st.text(string.ascii_letters + "/ .@+-é", max_size=90).map("/".__add__)
 ROOTS = st.just(ROOT) | GOOD_ROOTS | st.text("a/'\"$;{\n", max_size=9).map("/".__add__)
 HOLDERS = st.fixed_dictionaries({
@@ -160,8 +214,10 @@ STATES = st.fixed_dictionaries({
 MODEL_FINDINGS = st.lists(
     st.builds(lambda one, path: dict(one, subject=path), FINDINGS, MODEL_PATHS), max_size=2)
 
-_CATALOG = Path(__file__).parents[2] / "catalog" / "engine_releases.yml"
-RELEASES = yaml.safe_load(_CATALOG.read_text())
+_FOLDER = Path(__file__).parents[2] / "catalog"
+RELEASES = yaml.safe_load((_FOLDER / "engine_releases.yml").read_text())
+HEALTH_CATALOG = {name: yaml.safe_load((_FOLDER / (name + ".yml")).read_text())
+                  for name in ("health_limits", "nvml_errors", "xid_events")}
 RELEASE_ROWS = st.builds(
     lambda row, changes: copy.deepcopy({**row, **changes}),
     st.sampled_from(RELEASES),
@@ -222,3 +278,40 @@ WORDS = st.lists(
                        "$HOME", "${HOME}", "$$", "\\", "a\\", '"', "'", "%h", "\\x41", "a b"]),
     min_size=1, max_size=5,
 )
+
+
+# Hosts as the filter tuning_plan looks at them, and what it is asked for.
+_DAEMONS = st.none() | st.fixed_dictionaries({
+    "state": st.sampled_from(["active", "inactive", "failed", "activating", "not-found"]),
+    "enabled": st.booleans(), "version": st.sampled_from(["580.159.04", "580.126.09", None])})
+_FABRICS = st.none() | st.fixed_dictionaries({
+    "state": st.sampled_from(["not_supported", "not_started", "in_progress", "completed", None]),
+    "status": st.sampled_from(["success", None]) | HOSTILE})
+_MODES = st.dictionaries(
+    st.sampled_from(["MAXN", "MAXN_SUPER", "15W", "MODE_20W_6CORE", "MODE_20W_2CORE"]) | HOSTILE,
+    st.integers(0, 9), max_size=4)
+_SIZES = st.none() | st.integers(0, 2**40)
+TUNABLE = st.fixed_dictionaries({
+    "class": st.sampled_from(["nvidia", "jetson", "unified", "cpu"]),
+    "driver": st.none() | st.fixed_dictionaries({"version": st.sampled_from([None, "580.159.04"])}),
+    "devices": st.lists(st.fixed_dictionaries({
+        "index": st.integers(0, 7), "uuid": st.none() | HOSTILE,
+        "persistence": st.none() | st.booleans(), "fabric": _FABRICS}), max_size=3),
+    "fabric_manager": _DAEMONS, "persistence_daemon": _DAEMONS,
+    "jetson": st.none() | st.fixed_dictionaries({
+        "power_modes": st.none() | _MODES, "power_mode": st.none() | HOSTILE,
+        "power_mode_id": st.none() | st.integers(0, 9)}),
+    "memory": st.fixed_dictionaries({"swap_bytes": _SIZES}),
+    "disk": st.fixed_dictionaries({
+        "path": st.just(ROOT + "/models"), "total_bytes": _SIZES, "free_bytes": _SIZES}),
+    "unread": st.dictionaries(
+        st.sampled_from(["fabric_manager", "devices[0]", "devices[0].fabric", "jetson"]),
+        st.fixed_dictionaries({"code": st.sampled_from(["nvml-3", "nvml-999", "enoent"]),
+                               "reason": HOSTILE}), max_size=2),
+})
+REMEDIES = st.lists(st.sampled_from(
+    ["fabric_manager", "persistence", "page_cache", "swap", "power_mode"]), unique=True)
+TUNINGS = st.tuples(
+    TUNABLE, REMEDIES, st.integers(-1, 2**41),
+    st.just(ROOT + "/swapfile") | HOSTILE | HOSTILE.map("/".__add__),
+    st.just("") | st.sampled_from(["MAXN", "15W"]) | HOSTILE)

@@ -33,7 +33,7 @@ from ansible.module_utils.firstlight import (
     processes,
     smoke,
 )
-from ansible.module_utils.firstlight.planning import judge, memory, plan, requests
+from ansible.module_utils.firstlight.planning import health, judge, memory, plan, requests
 from ansible.module_utils.firstlight.planning.command import engine_command
 
 FILTERS = firstlight.FilterModule().filters()
@@ -62,8 +62,13 @@ ARGUMENTS = {
     "engine_command": strategies.roomy().map(
         lambda situation: tuple(plan.deployment_plan(*situation)["endpoints"][:1])),
     "findings_text": st.tuples(st.lists(strategies.FINDINGS, max_size=4)),
+    "host_health": st.tuples(strategies.hosts(), st.just(strategies.HEALTH_CATALOG)),
+    "select_devices": strategies.hosts().flatmap(lambda facts: st.tuples(
+        st.just(facts), strategies.WANTED,
+        st.just(health.host_health(facts, strategies.HEALTH_CATALOG)), strategies.HELD)),
     "supervisor_command": st.tuples(strategies.WORDS),
     "systemd_command": st.tuples(strategies.WORDS),
+    "tuning_plan": strategies.TUNINGS,
 }
 
 
@@ -81,6 +86,48 @@ def test_a_filter_is_pure(name, data):
     json.dumps(first)
     assert repr(FILTERS[name](*copy.deepcopy(arguments))) == repr(first)
     assert repr(arguments) == before
+
+
+# Remedies: nothing that was not asked for, nothing in secret.
+
+
+@given(strategies.TUNINGS)
+def test_a_remedy_acts_where_it_is_asked_for_and_something_is_left_and_nowhere_else(asked):
+    _, remedies, *_ = asked
+    for name, one in FILTERS["tuning_plan"](*asked).items():
+        assert one["act"] <= (name in remedies)
+        assert one["act"] or name not in remedies or one["left"] == []
+        assert one["act"] or one["refusals"] == []
+        for refused in one["refusals"]:
+            assert_whole(refused)
+            assert refused["severity"] in findings.BLOCKING
+
+
+# Health: whatever a host says is judged, and what cannot be judged is not well.
+
+
+@given(strategies.hosts())
+def test_any_host_is_judged_and_its_findings_tell_why(facts):
+    verdict = FILTERS["host_health"](facts, strategies.HEALTH_CATALOG)
+    assert set(verdict) == {"verdict", "devices", "findings", "remedies"}
+    for one in verdict["findings"]:
+        assert_whole(one)
+    worst = {one["severity"] for one in verdict["findings"]} - {"info"}
+    assert (verdict["verdict"] == "ok") == (not worst)
+    assert (verdict["verdict"] == "ok") == (set(verdict["devices"].values()) <= {"ok"}
+                                            and not worst)
+    for device in facts["devices"]:
+        assert verdict["devices"][device["uuid"]] in health.VERDICTS
+
+
+@given(data=st.data())
+def test_devices_that_are_chosen_are_well_enough_and_a_refusal_is_whole(data):
+    facts, wanted, verdict, held = data.draw(ARGUMENTS["select_devices"])
+    answer = FILTERS["select_devices"](facts, wanted, verdict, held)
+    for one in answer["refusals"]:
+        assert_whole(one)
+    assert all(verdict["devices"].get(one) != "bad" for one in answer["devices"])
+    assert answer["refusals"] == [] or answer["devices"] == []
 
 
 # Requests: whatever the user wrote is either taken or answered.

@@ -122,7 +122,15 @@ def holder(reader: Reader, label: str, pid: int, size: Optional[int], kind: str,
 
 
 def unified(reader: Reader, devices: List[Device], memory: Dict[str, Optional[int]]) -> None:
-    """Devices without memory of their own use the host's."""
+    """Devices without memory of their own use the host's.
+
+    Only where no device has any: one that keeps its memory to itself among others that tell
+    theirs is not of that kind.
+    """
+    answered = [one for one in devices if one["unified_memory"] is not None]
+    if not all(one["unified_memory"] for one in answered):
+        for device in answered:
+            device["unified_memory"] = False
     figures = {"memory_total_bytes": memory["total_bytes"],
                "memory_free_bytes": memory["available_bytes"]}
     for device in devices:

@@ -57,6 +57,33 @@ def read(reader: Reader, cards: List[str]) -> Tuple[Dict[str, Any], List[Device]
     return driver, found
 
 
+def complete(reader: Reader, devices: List[Device], cards: List[str]) -> None:
+    """Address, UUID and name of devices that do not tell them any more: a lost one is named too.
+
+    NVML's order is that of the bus, so where as many addresses as devices are left over, they
+    belong to each other.
+
+    :param cards: addresses of NVIDIA's cards on the PCI bus.
+    """
+    mute = [one for one in devices if one["bus_id"] is None]
+    files = {common.bus_id(name): "%s/gpus/%s/information" % (FOLDER, name)
+             for name in reader.names(FOLDER + "/gpus")}
+    left = sorted({*files, *cards} - {one["bus_id"] for one in devices})
+    found = dict(zip((one["index"] for one in mute), left if len(left) == len(mute) else ()))
+    for device in devices:
+        bus_id = device["bus_id"] or found.get(device["index"])
+        if bus_id is None:
+            continue
+        where = files.get(bus_id, "/sys/bus/pci/devices/" + bus_id)
+        said = dict(_said(reader.quiet(where)), **{TOLD["bus_id"]: bus_id})
+        for key, name in TOLD.items():
+            label = "devices[%d].%s" % (device["index"], key)
+            if device[key] is None and said.get(name):
+                device[key] = said[name]
+                reader.sources[label] = where
+                reader.unread.pop(label, None)
+
+
 def _said(text: str) -> Dict[str, str]:
     return {key: value.strip() for key, _, value in
             (line.partition(":") for line in text.splitlines())}

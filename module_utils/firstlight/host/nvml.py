@@ -11,7 +11,8 @@ from .devices import Device
 from .reading import Reader
 
 SOURCE = "nvml"
-NOT_SUPPORTED, NOT_FOUND = 3, 6
+NOT_SUPPORTED, NOT_FOUND, FUNCTION_NOT_FOUND = 3, 6, 13
+HAS_NONE = (NOT_SUPPORTED, FUNCTION_NOT_FOUND)
 # A process that runs in no GPU instance has this in its place.
 NO_INSTANCE = 0xFFFFFFFF
 
@@ -54,7 +55,7 @@ class Asker:
         """The answer and NVML's return code; one of them is nothing."""
         asked = getattr(self.nvml, function, None)
         if asked is None:  # bindings older than the question
-            return None, self.nvml.NVML_ERROR_FUNCTION_NOT_FOUND
+            return None, FUNCTION_NOT_FOUND
         try:
             value = asked(*arguments)
         except self.nvml.NVMLError as problem:
@@ -163,7 +164,7 @@ def _memory(ask: Asker, label: str, handle: Any) -> Dict[str, Optional[int]]:
     keys = ("memory_total_bytes", "memory_free_bytes", "memory_reserved_bytes")
     second = getattr(ask.nvml, "nvmlMemory_v2", None)
     info, code = (ask.code("nvmlDeviceGetMemoryInfo", handle, second) if second
-                  else (None, ask.nvml.NVML_ERROR_FUNCTION_NOT_FOUND))
+                  else (None, FUNCTION_NOT_FOUND))
     if info is not None:
         return dict(zip(keys, (info.total, info.free, info.reserved)))
     ask.refused(label + "memory_reserved_bytes", code)
@@ -224,7 +225,7 @@ def _remapped_rows(ask: Asker, label: str, handle: Any) -> Optional[Dict[str, An
 def _throttle_reasons(ask: Asker, label: str, handle: Any) -> Optional[List[str]]:
     key = label + "throttle_reasons"
     bits, code = ask.code("nvmlDeviceGetCurrentClocksEventReasons", handle)
-    if code == ask.nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+    if code == FUNCTION_NOT_FOUND:
         # Drivers before R535 know it by its old name.
         bits, code = ask.code("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
     if code:
@@ -242,10 +243,11 @@ def _holders(ask: Asker, label: str, handle: Any) -> Optional[List[Dict[str, Any
         ("mps", "nvmlDeviceGetMPSComputeRunningProcesses_v3"))
     for kind, question in questions:
         answer, code = ask.code(question, handle)
-        if code == ask.nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+        if code == FUNCTION_NOT_FOUND:
             # Drivers before R510 have the version without MIG instances right.
             answer, code = ask.code(question.replace("_v3", "_v2"), handle)
-        if code and kind == "compute":
+        if code and (kind == "compute" or code not in HAS_NONE):
+            # Some of the holders would look like all of them.
             ask.refused(label + "holders", code)
             return None
         for process in answer or []:
@@ -263,7 +265,7 @@ def _recovery_action(ask: Asker, label: str, handle: Any) -> Optional[str]:
     key = label + "recovery_action"
     field = getattr(ask.nvml, "NVML_FI_DEV_GET_GPU_RECOVERY_ACTION", None)
     if field is None:
-        ask.refused(key, ask.nvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        ask.refused(key, FUNCTION_NOT_FOUND)
         return None
     values = ask(key, "nvmlDeviceGetFieldValues", handle, [field])
     if values is None:
@@ -326,13 +328,17 @@ def _fabric(ask: Asker, label: str, handle: Any) -> Optional[Dict[str, Any]]:
     key = label + "fabric"
     make = getattr(ask.nvml, "c_nvmlGpuFabricInfo_v2_t", None)
     if make is None:
-        ask.refused(key, ask.nvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        ask.refused(key, FUNCTION_NOT_FOUND)
         return None
     info = make()
     if ask(key, "nvmlDeviceGetGpuFabricInfoV", handle, ctypes.byref(info)) is None:
         return None
     if info.state >= len(common.FABRIC_STATES):
         ask.reader.missing(key, "unknown", "the driver gave the state %d" % info.state)
+        return None
+    if info.state == 0:  # not_supported
+        # Its other fields are then 0 of no meaning; nvidia-smi says N/A.
+        ask.reader.missing(key, "nvml-%d" % NOT_SUPPORTED, "the driver says: in no fabric")
         return None
     digits = bytes(bytearray(info.clusterUuid)).hex()
     return {

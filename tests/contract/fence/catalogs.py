@@ -9,7 +9,7 @@ from packaging.version import InvalidVersion, Version
 
 from .tree import spoken
 
-HEADING = re.compile(r"^# Sorted by: ([a-z_, ]+)\.$", re.MULTILINE)
+HEADING = re.compile(r"^# Sorted by: ([a-z0-9_, ]+)\.$", re.MULTILINE)
 # What says how we know: an address, or a sentence on what was tried and seen.
 ADDRESS = re.compile(r"https://\S+")
 FIRST_HAND = re.compile(r"\b(tried|measured|seen|read)\b", re.IGNORECASE)
