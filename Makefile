@@ -92,6 +92,7 @@ endef
 # --- The tests ------------------------------------------------------------------------------
 
 IN_DEV := PATH="$(CURDIR)/$(DEV)/bin:$$PATH"
+RIG := $(DEV)/bin/python tests/rig/hosts
 
 .PHONY: test
 test: lint test-contract test-unit test-e2e molecule ## Run everything that CI runs
@@ -118,9 +119,18 @@ test-unit: $(DEV)/ready ## Run the unit tests
 test-e2e: $(DEV)/ready ## Run the demo in a clone, twice, and take it down
 	$(IN_DEV) pytest -q tests/e2e
 
+# Molecule removes the containers itself, unless what has to go before them fails.
 .PHONY: molecule
-molecule: $(DEV)/ready ## Run the molecule scenarios
-	$(IN_DEV) molecule test --all
+molecule: rig ## Run the molecule scenarios
+	$(IN_DEV) molecule test --all || { $(RIG) remove; exit 1; }
+
+.PHONY: rig
+rig: $(DEV)/ready ## Bring Docker and the images of the hosts that molecule plays on
+	@$(RIG) images
+
+.PHONY: rig-down
+rig-down: $(DEV)/ready ## Remove those hosts, and stop Docker if the rig started it
+	@$(RIG) teardown
 
 .PHONY: bench
 bench: $(DEV)/ready ## Time the demo, first and second run, and how much of it is ours

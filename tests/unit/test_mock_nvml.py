@@ -427,6 +427,21 @@ def test_memory_of_a_process_that_the_driver_does_not_tell_is_none(on):
     assert (process.pid, process.usedGpuMemory) == (1, None)
 
 
+def test_a_fabric_is_told_with_its_cluster_and_its_health(on):
+    cluster = "0F1E2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
+    on("h100-x8", devices={0: {"fabric": {
+        "state": 2, "status": 27, "clique_id": 32766, "cluster_uuid": cluster,
+        "health_mask": 0x1A, "health_summary": 2}}})
+    answers = survey.device(handle())
+    told = {"clusterUuid": list(bytes.fromhex(cluster.replace("-", ""))), "status": 27,
+            "cliqueId": 32766, "state": 2}
+    assert answers["nvmlDeviceGetGpuFabricInfo()"] == told
+    assert answers["nvmlDeviceGetGpuFabricInfoV(33554468)"] == {
+        **told, "version": 0x02000024, "healthMask": 0x1A}
+    assert answers["nvmlDeviceGetGpuFabricInfoV(50331688)"] == {
+        **told, "version": 0x03000028, "healthMask": 0x1A, "healthSummary": 2}
+
+
 # --- Which device ---------------------------------------------------------------------------
 
 

@@ -205,7 +205,7 @@ def test_what_the_endpoint_has_is_kept_while_it_fits():
     assert chosen(facts, kept, {"pids": [7]}) == [1, 2]
     assert chosen(facts, kept, {"pids": [7]}, worn_1="degraded") == [1, 2]
     # One of them fits no more.
-    assert chosen(facts, kept, {"pids": [7]}, bad_1="bad") == [2, 0]
+    assert chosen(facts, kept, {"pids": [7]}, bad_1="bad") == [0, 2]
 
 
 def test_a_clique_is_kept_too():

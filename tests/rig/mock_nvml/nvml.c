@@ -55,7 +55,6 @@ static void add_handle(const struct json *told, struct device *parent) {
 }
 
 static void forget(void) {
-    memset(handles, 0, sizeof handles);
     handle_count = 0;
     json_free(profile);
     profile = NULL;

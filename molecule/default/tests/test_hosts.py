@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The containers are hosts: systemd runs, ssh answers, each wears what the inventory says."""
+
+import os
+import pathlib
+import shlex
+import subprocess
+
+import pytest
+
+FOLDER = pathlib.Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
+INVENTORY = pathlib.Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "molecule" / "inventory"
+# Asks the two libraries as any program would: by name, from where the loader looks.
+ASK = """
+import ctypes
+nvml, number = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_uint()
+print(nvml.nvmlInit_v2(), nvml.nvmlDeviceGetCount_v2(ctypes.byref(number)), number.value,
+      ctypes.CDLL("libcuda.so.1").cuInit(0))
+"""
+# host: what NVML says to init and count, how many devices there are, what CUDA says to init.
+WORN = {"hgx": "0 0 8 802", "a100": "0 0 8 0", "mig": "0 0 2 0", "orin": "0 0 1 0"}
+
+
+@pytest.fixture
+def name(host):
+    return host.backend.get_hostname().removeprefix("firstlight-")
+
+
+def only(name, *wanted):
+    if name not in wanted:
+        pytest.skip("it is not for this host")
+
+
+def test_systemd_runs_and_no_unit_failed(host):
+    state = host.run("systemctl is-system-running")
+    assert state.stdout.strip() == "running", host.run("systemctl --failed --no-legend").stdout
+
+
+def test_ssh_answers(host, name):
+    said = subprocess.run(
+        ["ssh", "-F", str(FOLDER / "ssh_config"), "firstlight-" + name, "hostname"], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+    assert (said.returncode, said.stdout.strip()) == (0, name)
+
+
+def test_ansible_comes_in_by_ssh(name):
+    only(name, "deb12")
+    said = subprocess.run(
+        ["ansible", "--inventory", str(INVENTORY), "deb12_ssh", "--module-name",
+         "ansible.builtin.command", "--args", "printenv SSH_CONNECTION"],
+        text=True, env=dict(os.environ, ANSIBLE_FORCE_COLOR="0", ANSIBLE_NOCOLOR="1"),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+    assert said.returncode == 0 and said.stdout.splitlines()[-1].endswith(" 22"), said.stdout
+
+
+def test_pip_and_apt_find_the_indexes_of_the_controller(host, name):
+    only(name, "deb12", "deb13")
+    host.check_output("python3 -m venv /root/venv")
+    host.check_output("/root/venv/bin/pip download --quiet --no-deps --dest /root/wheels "
+                      "nvidia-ml-py")
+    assert len(host.file("/root/wheels").listdir()) == 1
+    assert host.run("apt-get -qq update").stderr == ""
+
+
+def test_a_profile_is_worn(host, name):
+    only(name, *WORN)
+    assert host.check_output("python3 -c %s", ASK) == WORN[name]
+    assert "libnvidia-ml.so.1" in host.check_output("ldconfig -p")
+    assert "NVRM" in host.file("/dev/kmsg").content_string
+    assert "NVIDIA" in host.file("/proc/driver/nvidia/version").content_string
+
+
+def test_the_pci_bus_is_that_of_the_profile(host, name):
+    only(name, "hgx", "a100", "mig")
+    classes = host.check_output("cat /sys/bus/pci/devices/*/class").split()
+    # GPUs, and on the boards of eight the switches between them.
+    assert classes.count("0x030200") == {"mig": 2}.get(name, 8)
+    assert (classes.count("0x068000") > 0) == (name != "mig")
+
+
+def test_a_jetson_says_which_board_it_is(host, name):
+    only(name, "orin")
+    assert "Orin NX" in host.file("/sys/firmware/devicetree/base/model").content_string
+    assert "R36" in host.file("/etc/nv_tegra_release").content_string
+
+
+def test_a_plain_host_has_no_gpu(host, name):
+    only(name, "deb12", "deb13")
+    assert host.run("python3 -c %s", ASK).rc != 0
+    assert not host.file("/proc/driver/nvidia").exists
+
+
+def test_a_nested_engine_runs_containers(host, name):
+    only(name, "engine")
+    # An image of one program and what it is linked with.
+    host.check_output("tar -C / -ch usr/bin/echo $(ldd /usr/bin/echo | grep -o '/[^ )]*') | "
+                      "docker import - lit")
+    for runtime in ("runc", "nvidia"):
+        said = host.check_output("docker run --rm --runtime %s lit /usr/bin/echo here", runtime)
+        assert said == "here"
+
+
+def test_what_a_nested_engine_stores_is_no_layer_of_ours(host, name):
+    only(name, "engine")
+    assert host.check_output("docker info --format %s", "{{.Driver}}") == "overlay2"
+    assert shlex.split(host.check_output("findmnt -no FSTYPE /var/lib/docker")) != ["overlay"]

@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts in containers, for molecule: a Docker engine, and images that no registry is needed for.
+
+``python3 tests/rig/hosts images`` brings both and does nothing where they are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import concurrent.futures
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pathlib
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+RECIPE = HERE / "image.sh"
+REPOSITORY = "firstlight-host"
+# tag: the suite, and what it holds beyond a minimal host
+IMAGES = {
+    "debian12": ("bookworm", ""),
+    "debian13": ("trixie", ""),
+    "debian12-docker": ("bookworm", "docker.io,iptables"),
+}
+LABEL = "firstlight.rig=host"
+ROOT = os.geteuid() == 0
+# What is ours of this machine's Docker engine: its pid where we started it, its log, a lock.
+STATE = pathlib.Path("/var/run/firstlight-rig" if ROOT else
+                     "%s/firstlight-rig-%d" % (tempfile.gettempdir(), os.getuid()))
+PID = STATE / "dockerd.pid"
+LOG = STATE / "dockerd.log"
+INOTIFY = pathlib.Path("/proc/sys/fs/inotify/max_user_instances")
+INSTANCES = 1024
+CERTIFICATES = pathlib.Path("/etc/ssl/certs/ca-certificates.crt")
+PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
+
+
+class Missing(Exception):
+    """What this machine would need, in words for whoever sits before it."""
+
+
+# --- The engine -----------------------------------------------------------------------------
+
+
+def docker(*words, **options):
+    """Call the client."""
+    return subprocess.run(["docker", *words], text=True, capture_output=True, **options)
+
+
+def engine():
+    """The version of the engine that answers, or nothing."""
+    if not shutil.which("docker"):
+        return ""
+    answer = docker("info", "--format", "{{.ServerVersion}}")
+    return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+def prepare():
+    """Have an engine that answers; one that does already is never touched."""
+    version = engine()
+    if not version:
+        if os.environ.get("DOCKER_HOST"):
+            raise Missing("The engine that DOCKER_HOST names does not answer (docker info).")
+        missing = []
+        if not ROOT:
+            missing.append("root")
+        if not shutil.which("apt-get"):
+            missing.append("a Debian or Ubuntu to install it on")
+        if missing:
+            raise Missing("No Docker engine answers (docker info), and to bring one needs %s. "
+                          "Start one, or say which: DOCKER_HOST." % " and ".join(missing))
+        if not (shutil.which("dockerd") and shutil.which("iptables")):
+            install("docker.io", "iptables")
+        version = engine() or start()
+    if ROOT and int(INOTIFY.read_text()) < INSTANCES:
+        # Each systemd takes a few, and all containers share what the kernel gives one user.
+        INOTIFY.write_text("%d\n" % INSTANCES)
+    return version
+
+
+def install(*packages):
+    """Install packages of this machine's distribution."""
+    print("rig: installing %s" % " ".join(packages), flush=True)
+    environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+    for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+        done = subprocess.run([*as_root(), "apt-get", "-qq", *command], env=environment,
+                              text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise Missing("apt-get cannot install %s:\n%s" % (
+                " ".join(packages), done.stdout[-2000:]))
+
+
+def as_root():
+    """What a command that needs root begins with."""
+    if ROOT:
+        return []
+    if shutil.which("sudo") and subprocess.run(
+            ["sudo", "--non-interactive", "true"], stderr=subprocess.DEVNULL).returncode == 0:
+        return ["sudo", "--non-interactive", "--preserve-env=DEBIAN_FRONTEND,DOCKER_HOST"]
+    raise Missing("The host images are built as root: be root, or have sudo without a password.")
+
+
+def start():
+    """Start an engine of our own, which outlives us, and wait until it answers."""
+    print("rig: starting dockerd, whose log is %s" % LOG, flush=True)
+    for file, name in ((PID, "dockerd"),
+                       (pathlib.Path("/var/run/docker/containerd/containerd.pid"), "containerd")):
+        # A pid that now is another process would keep the new one from starting.
+        if file.exists() and not runs(file, name):
+            file.unlink()
+    with LOG.open("ab") as log:
+        process = subprocess.Popen(
+            ["dockerd", "--pidfile", str(PID)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            cwd="/", start_new_session=True)
+    for _ in range(120):
+        version = engine()
+        if version:
+            return version
+        if process.poll() is not None:
+            break
+        time.sleep(0.5)
+    raise Missing("dockerd does not start here. The end of %s:\n%s" % (
+        LOG, LOG.read_text(errors="replace")[-2000:]))
+
+
+def runs(file, name):
+    """Whether the process of a pid file is there, and is the one it should be."""
+    try:
+        pid = int(file.read_text())
+        return pathlib.Path("/proc/%d/comm" % pid).read_text().strip() == name
+    except (OSError, ValueError):
+        return False
+
+
+# --- The images -----------------------------------------------------------------------------
+
+
+def images():
+    """Have every image as its recipe says."""
+    wanted = {tag: recipe(tag) for tag in IMAGES}
+    stale = [tag for tag, label in wanted.items() if built(tag) != label]
+    if not stale:
+        return "there"
+    prefix = as_root()
+    if not shutil.which("debootstrap", path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
+        if not shutil.which("apt-get"):
+            raise Missing("The host images are built with debootstrap: install it.")
+        install("debootstrap", "debian-archive-keyring")
+    print("rig: building %s, which takes a minute or two" % ", ".join(stale), flush=True)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        builds = {tag: pool.submit(subprocess.run, [
+            *prefix, str(RECIPE), IMAGES[tag][0], "%s:%s" % (REPOSITORY, tag), wanted[tag],
+            IMAGES[tag][1], mirror()], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            for tag in stale}
+    for tag, build in builds.items():
+        if build.result().returncode:
+            raise Missing("%s:%s was not built. The end of what debootstrap said:\n%s" % (
+                REPOSITORY, tag, build.result().stdout[-3000:]))
+    # What a newer recipe took the name from.
+    docker("image", "prune", "--force", "--filter", "label=firstlight.recipe")
+    return "built"
+
+
+def recipe(tag):
+    """What an image is made from, as a short hash."""
+    text = "%s\n%s" % (RECIPE.read_text(), json.dumps(IMAGES[tag]))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def built(tag):
+    """The recipe that the image of a tag was made from, or nothing."""
+    return docker("image", "inspect", "--format", '{{index .Config.Labels "firstlight.recipe"}}',
+                  "%s:%s" % (REPOSITORY, tag)).stdout.strip()
+
+
+def mirror():
+    """Where this machine has its own Debian from; elsewhere debootstrap knows a place."""
+    if not shutil.which("apt-get"):
+        return ""
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages",
+         "Origin: Debian", "Label: Debian"], text=True, capture_output=True)
+    return (listed.stdout.split() or [""])[0]
+
+
+# --- The package indexes of this machine ----------------------------------------------------
+
+
+def indexes():
+    """What a container needs for its apt and its pip to find what those of this machine find."""
+    sections, mounts, files = {}, [], {}
+    for section, key, value in pip_settings():
+        sections.setdefault(section, {})[key] = value
+        for word in value.split():
+            path = pathlib.Path(word.removeprefix("file://"))
+            if path.is_absolute() and path.is_dir():
+                # The pages of an index may name files that lie beside it.
+                path = path.parent if word.startswith("file://") else path
+                mounts.append("%s:%s:ro" % (path, path))
+            elif path.is_absolute() and path.is_file():
+                files[str(path)] = path.read_bytes()
+    files["/etc/pip.conf"] = "".join("[%s]\n%s" % (section, "".join(
+        "%s = %s\n" % (key, value.replace("\n", "\n  ")) for key, value in held.items()))
+        for section, held in sections.items()).encode()
+    environment = {name: os.environ[name] for base in PROXIES for name in (base, base.upper())
+                   if os.environ.get(name)}
+    files["/etc/environment"] = "".join(
+        '%s="%s"\n' % item for item in environment.items()).encode()
+    files["/etc/apt/apt.conf.d/99rig"] = apt_settings().encode()
+    if CERTIFICATES.is_file():
+        files[str(CERTIFICATES)] = CERTIFICATES.read_bytes()
+    return environment, sorted(set(mounts)), files
+
+
+def pip_settings():
+    """Every setting of pip as section, key and value, the environment's last."""
+    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], text=True,
+                            capture_output=True, check=True).stdout.splitlines()
+    for line in sorted(listed, key=lambda line: line.startswith(":env:")):
+        name, _, value = line.partition("=")
+        section, _, key = name.rpartition(".")
+        yield "global" if section == ":env:" else section, key, str(ast.literal_eval(value))
+
+
+def apt_settings():
+    """How this machine's apt acquires: proxies, checks, time limits."""
+    if not shutil.which("apt-config"):
+        return ""
+    listed = subprocess.run(["apt-config", "dump", "Acquire"], text=True, capture_output=True,
+                            check=True).stdout
+    return "".join(line + "\n" for line in listed.splitlines()
+                   if not line.endswith('"";') and "::IndexTargets" not in line
+                   and "::Changelogs" not in line)
+
+
+# --- A host ---------------------------------------------------------------------------------
+
+# Folders of the kernel that a host of a profile has its own of. What else it has under /proc and
+# /sys cannot be laid there, and the container stays the Debian that it is.
+PLACES = ("/sys/bus/pci/devices", "/sys/firmware", "/proc/driver")
+KEPT = "/usr/share/firstlight-rig"
+SERVICE = "/etc/systemd/system/firstlight-rig.service"
+# At each boot: the kernel's folders and /dev are new then.
+UNIT = """\
+[Unit]
+Description=Lay what the profile of this host has over what the kernel and Docker made
+DefaultDependencies=no
+After=systemd-tmpfiles-setup-dev.service
+Before=sysinit.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+"""
+
+
+def options():
+    """What docker_container is told of this machine, as JSON."""
+    environment, mounts, _ = indexes()
+    return json.dumps({"env": environment, "mounts": mounts})
+
+
+def fill(container, profile, folder, more):
+    """Put this machine's indexes, and the profile that a host wears, into its container."""
+    files = {**indexes()[2], **{path: text.encode() for path, text in more.items()}}
+    if profile:
+        files.update(worn(profile, pathlib.Path(folder)))
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for path, content in files.items():
+            member = tarfile.TarInfo(path.lstrip("/"))
+            member.size, member.mode, member.mtime = len(content), 0o644, int(time.time())
+            tar.addfile(member, io.BytesIO(content))
+    subprocess.run(["docker", "cp", "-", container + ":/"], input=stream.getvalue(), check=True)
+
+
+def worn(name, folder):
+    """The files that make a container the host of a profile."""
+    sys.path.insert(0, str(HERE.parent))
+    import mock_nvml  # noqa: PLC0415 - it needs PyYAML, which the other commands do without
+
+    profile = mock_nvml.load(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    libraries = pathlib.Path(mock_nvml.build(folder))
+    files = {"/usr/lib/%s-linux-gnu/%s" % (platform.machine(), library.name): library.read_bytes()
+             for library in libraries.glob("*.so.1")}
+    mock_nvml.write(profile, folder / (name + ".json"))
+    files["/etc/firstlight-mock/profile.json"] = (folder / (name + ".json")).read_bytes()
+    commands = ["/usr/bin/cp -r %s/dev/. /dev/" % KEPT, "/usr/sbin/ldconfig"]
+    commands += ["/usr/bin/mount --bind %s%s %s" % (KEPT, place, place) for place in PLACES
+                 if any(path.startswith(place + "/") for path in profile["files"])]
+    for path, text in profile["files"].items():
+        at_boot = path.startswith(("/dev/", *(place + "/" for place in PLACES)))
+        if at_boot or not path.startswith(("/proc/", "/sys/", "/etc/os-release")):
+            files[KEPT + path if at_boot else path] = text.encode()
+    files[SERVICE] = (UNIT + "".join("ExecStart=%s\n" % line for line in commands)).encode()
+    files["/etc/systemd/system/sysinit.target.d/rig.conf"] = (
+        "[Unit]\nWants=%s\n" % pathlib.Path(SERVICE).name).encode()
+    return files
+
+
+# --- The end --------------------------------------------------------------------------------
+
+
+def remove():
+    """Remove the containers of ours, with their volumes."""
+    if not engine():
+        return []
+    found = docker("ps", "--all", "--quiet", "--filter", "label=" + LABEL).stdout.split()
+    if found:
+        docker("rm", "--force", "--volumes", *found, check=True)
+    return found
+
+
+def stop():
+    """Stop the engine, where it is the one that we started."""
+    if not runs(PID, "dockerd"):
+        return False
+    os.kill(int(PID.read_text()), signal.SIGTERM)
+    for _ in range(60):
+        if not runs(PID, "dockerd"):
+            return True
+        time.sleep(0.5)
+    raise Missing("dockerd does not stop; its log is %s" % LOG)
+
+
+def main():
+    """Do what the command line asks."""
+    parser = argparse.ArgumentParser(prog="tests/rig/hosts", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("prepare", help="have a Docker engine that answers")
+    commands.add_parser("images", help="have the host images too")
+    commands.add_parser("options", help="print what containers need of this machine")
+    filled = commands.add_parser("fill", help="put files into a container that was not started yet")
+    filled.add_argument("container")
+    filled.add_argument("--profile", default="", help="a profile of tests/rig/mock_nvml to wear")
+    filled.add_argument("--folder", help="where the profile is built")
+    filled.add_argument("--files", type=json.loads, default={}, help="more files, a JSON object")
+    commands.add_parser("remove", help="remove the containers")
+    commands.add_parser("teardown", help="and stop the engine, if it is ours")
+    asked = parser.parse_args()
+    try:
+        run(asked)
+    except Missing as missing:
+        sys.exit("rig: %s" % missing)
+
+
+def run(asked):
+    """Run one command; those that change the machine do it one after the other."""
+    if asked.command == "options":
+        print(options())
+        return
+    if asked.command == "fill":
+        fill(asked.container, asked.profile, asked.folder, asked.files)
+        return
+    STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (STATE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if asked.command in ("remove", "teardown"):
+            print("rig: %d containers removed" % len(remove()))
+            if asked.command == "teardown":
+                print("rig: %s" % ("dockerd stopped" if stop() else "no engine of ours to stop"))
+            return
+        print("rig: Docker %s answers" % prepare(), flush=True)
+        if asked.command == "images":
+            print("rig: the host images are %s" % images())
+
+
+if __name__ == "__main__":
+    main()
