@@ -196,9 +196,18 @@ def _read(proc: str, pid: int, name: str) -> bytes:
         return b""
 
 
+def _is_elsewhere(proc: str, pid: int) -> bool:
+    """Whether a process is in another PID namespace: a container's engines are not the host's."""
+    try:
+        return (os.readlink(os.path.join(proc, str(pid), "ns", "pid"))
+                != os.readlink(os.path.join(proc, "self", "ns", "pid")))
+    except OSError:
+        return False
+
+
 def _markers(proc: str, pid: int) -> Dict[str, str]:
     content = _read(proc, pid, "environ")
-    if b"FIRSTLIGHT_ENDPOINT=" not in content:
+    if b"FIRSTLIGHT_ENDPOINT=" not in content or _is_elsewhere(proc, pid):
         return {}
     pairs = (item.partition(b"=") for item in content.split(b"\0"))
     found = {

@@ -241,3 +241,12 @@ def test_a_real_process_is_named_and_its_secret_is_not():
         held.communicate(b"\n")
     assert processes.command(held.pid) is None
     assert processes.user_of(held.pid) is None
+
+
+def test_an_engine_in_a_container_is_not_the_hosts(tmp_path):
+    for pid, space in (("self", "pid:[1]"), ("7", "pid:[1]"), ("8", "pid:[2]")):
+        (tmp_path / pid / "ns").mkdir(parents=True)
+        (tmp_path / pid / "ns" / "pid").symlink_to(space)
+        (tmp_path / pid / "environ").write_bytes(
+            b"FIRSTLIGHT_ROOT=/x\0FIRSTLIGHT_ENDPOINT=chat\0FIRSTLIGHT_PLAN=p\0")
+    assert processes.engines("/x", str(tmp_path)) == {"chat": [{"pid": 7, "plan": "p"}]}

@@ -80,13 +80,21 @@ def prepare():
         if missing:
             raise Missing("No Docker engine answers (docker info), and to bring one needs %s. "
                           "Start one, or say which: DOCKER_HOST." % " and ".join(missing))
-        if not (shutil.which("dockerd") and shutil.which("iptables")):
-            install("docker.io", "iptables")
+        have("dockerd", "docker.io", "iptables")
         version = engine() or start()
     if ROOT and int(INOTIFY.read_text()) < INSTANCES:
         # Each systemd takes a few, and all containers share what the kernel gives one user.
         INOTIFY.write_text("%d\n" % INSTANCES)
     return version
+
+
+def have(command, *packages):
+    """Have a command, which these packages bring."""
+    if shutil.which(command, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"):
+        return
+    if not shutil.which("apt-get"):
+        raise Missing("The hosts need %s: install it." % command)
+    install(*packages)
 
 
 def install(*packages):
@@ -148,15 +156,15 @@ def runs(file, name):
 
 def images():
     """Have every image as its recipe says."""
+    # What create.yml and the mock libraries need.
+    have("ssh-keygen", "openssh-client")
+    have("gcc", "gcc", "libc6-dev")
     wanted = {tag: recipe(tag) for tag in IMAGES}
     stale = [tag for tag, label in wanted.items() if built(tag) != label]
     if not stale:
         return "there"
     prefix = as_root()
-    if not shutil.which("debootstrap", path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
-        if not shutil.which("apt-get"):
-            raise Missing("The host images are built with debootstrap: install it.")
-        install("debootstrap", "debian-archive-keyring")
+    have("debootstrap", "debootstrap", "debian-archive-keyring")
     print("rig: building %s, which takes a minute or two" % ", ".join(stale), flush=True)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         builds = {tag: pool.submit(subprocess.run, [

@@ -14,7 +14,7 @@ import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 LIBRARIES = {"libnvidia-ml.so.1": "nvml.c", "libcuda.so.1": "cuda.c"}
-FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIC",
+FLAGS = ["-std=c11", "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIC",
          "-fvisibility=hidden", "-shared"]
 # A function that the library gives away: written out, or by one of the macros that make many.
 PUBLIC = re.compile(r"^(?:PUBLIC (?:int|const char \*) ?|TELLS_[A-Z]+\()(nvml\w+)\b", re.MULTILINE)
