@@ -157,8 +157,8 @@ def playbook(demo, *arguments):
 
 
 @pytest.mark.parametrize("tag", [
-    "preflight", "toolbelt", "host_health", "deployment_plan", "inference_endpoint", "endpoint_smoke", "verify",
-    "host_report"])
+    "preflight", "toolbelt", "host_health", "deployment_plan", "inference_endpoint",
+    "endpoint_smoke", "verify", "host_report"])
 def test_each_tag_is_safe_alone(demo, tag):
     status, output = playbook(demo, "site.yml", "--tags", tag)
     assert status == 0, output

@@ -178,7 +178,8 @@ def test_a_tenth_of_the_file_system_stays_free(free, size, refused):
 
 
 def test_a_swap_file_goes_where_the_free_space_is_known():
-    for path in ("/swapfile", "/var/lib/firstlight/a b", "/var/lib/firstlight/a\nb", "/var/lib/firstlight/../swapfile", "swapfile", "",
+    for path in ("/swapfile", "/var/lib/firstlight/a b", "/var/lib/firstlight/a\nb",
+                 "/var/lib/firstlight/../swapfile", "swapfile", "",
                  "/var/lib/firstlight2/swapfile"):
         assert [one["id"] for one in plan(orin(), path=path)["swap"]["refusals"]] == ["swap-path"]
     facts = orin()

@@ -156,12 +156,13 @@ def _played(tree, playbook):
                 folder = (tree.root / playbook).parent
                 file = (folder / value).resolve().relative_to(tree.root.resolve())
                 played |= _played(tree, str(file))
-    called = {task.role for task in tree.tasks(playbook)} - played
+    called = {task.role for task in tree.tasks(playbook)} - played - {""}
     while called:
         played |= called
-        called = {task.role for role in called
-                  for task in tree.tasks(*tree.files("roles/%s/tasks/**/*.yml" % role))} - played
-    return played - {""}
+        files = [file for role in called for file in tree.files("roles/%s/tasks/**/*.yml" % role)]
+        # Of no file there are no tasks; without names these would be all of the tree.
+        called = {task.role for task in tree.tasks(*files)} - played - {""} if files else set()
+    return played
 
 
 def plays_import_roles(tree):
