@@ -132,6 +132,14 @@ rig: $(DEV)/ready ## Bring Docker and the images of the hosts that molecule play
 rig-down: $(DEV)/ready ## Remove those hosts, and stop Docker if the rig started it
 	@$(RIG) teardown
 
+.PHONY: test-gpu
+test-gpu: $(DEV)/ready ## Hold what we say of this machine's NVIDIA GPUs against nvidia-smi
+	$(IN_DEV) pytest -q -s tests/hardware
+
+.PHONY: bench-gpu
+bench-gpu: $(DEV)/ready ## Time gpu_facts on a machine with NVIDIA GPUs
+	$(IN_DEV) python tests/bench/gpu_facts.py
+
 .PHONY: bench
 bench: $(DEV)/ready ## Time the demo, first and second run, and how much of it is ours
 	$(IN_DEV) python tests/bench/demo.py

@@ -122,7 +122,7 @@ PLANTS = [
             "    endpoint_smoke_plans: >-"), "found endpoint_smoke_plans assigned by vars"),
     ("our_modules_get_real_options",
      change("roles/host_health/tasks/main.yml", "    root:", "    rot:"),
-     "main.yml:2: gpu_facts: found the option rot, wanted one of jetson_chips, jetson_releases, root"),
+     "main.yml:2: gpu_facts: found the option rot, wanted one of jetson_chips, jetson_releases"),
     ("our_modules_get_real_options",
      change("roles/endpoint_smoke/tasks/main.yml", "    url:", "    timeout_s: 3\n    #"),
      "smoke_inference: found no url, wanted this required option"),
