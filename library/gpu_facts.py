@@ -532,7 +532,8 @@ ansible_facts:
           sample: {devices: nvml, "devices[0].cpu_list": /sys/bus/pci/devices/x/local_cpulist}
         unread:
           description:
-            - Why figures are null, by the way to them or to what they are in. C(code) is
+            - Why figures are null, by the way to them or to what they are in; and why a whole
+              place told nothing - a file, C(nvml), C(nvidia-smi). C(code) is
               C(nvml-N) with NVML's return code, the name of an errno in lower case, or C(absent),
               C(unknown), C(unasked), C(timeout). C(nvml-3) and C(nvml-13) mean that the hardware
               or the driver has no such thing; all others, that it could not be read.

@@ -168,6 +168,7 @@ def test_a_device_gets_its_events_and_the_others_are_orphans(reader_of):
     assert [one["code"] for one in found[0]["xids"]] == [31]
     assert found[1]["xids"] == []
     assert [one["bus_id"] for one in orphans] == ["0000:c1:00"]
+    assert set(reader.sources) == {"orphan_xids", "devices[0].xids", "devices[1].xids"}
 
 
 def test_the_real_log_of_this_machine_is_read_to_its_end_and_not_waited_for():
@@ -210,7 +211,8 @@ def test_a_log_that_nobody_may_read_is_null_with_both_reasons(reader_of, replay,
     found = [{"index": 0, "bus_id": "0000:41:00.0", "xids": None}]
     assert kernel_log.share_out(reader, found, kernel_log.xids(reader)) is None
     assert found[0]["xids"] is None
-    for label in ("xids", "orphan_xids", "devices[0].xids"):
+    assert set(reader.unread) == {"orphan_xids", "devices[0].xids"}
+    for label in ("orphan_xids", "devices[0].xids"):
         assert reader.unread[label]["code"] == "enoent"
         assert "/dev/kmsg" in reader.unread[label]["reason"]
         assert "journal" in reader.unread[label]["reason"]

@@ -112,14 +112,15 @@ def share_out(reader: Reader, devices: List[Dict[str, Any]],
               events: Optional[List[Dict[str, Any]]]) -> Optional[List[Dict[str, Any]]]:
     """Give each device its events; returns those of no device that is there."""
     if events is None:
-        # The reason stands once, under ``xids``, and once for each figure that it made null.
+        why = reader.unread.pop("xids")
         for label in ["orphan_xids"] + ["devices[%d].xids" % one["index"] for one in devices]:
-            reader.unread[label] = dict(reader.unread["xids"])
+            reader.unread[label] = dict(why)
         return None
     orphans = []
+    log = reader.sources.pop("xids")
     for device in devices:
         device["xids"] = []
-        reader.sources["devices[%d].xids" % device["index"]] = reader.sources["xids"]
+        reader.sources["devices[%d].xids" % device["index"]] = log
     for event in events:
         owners = [one for one in devices
                   if (one["bus_id"] or "").rpartition(".")[0] == event["bus_id"].partition(".")[0]]
@@ -128,5 +129,5 @@ def share_out(reader: Reader, devices: List[Dict[str, Any]],
                 {key: event[key] for key in ("code", "count", "age_s", "text")})
         else:
             orphans.append(event)
-    reader.sources["orphan_xids"] = reader.sources["xids"]
+    reader.sources["orphan_xids"] = log
     return orphans
