@@ -228,8 +228,10 @@ def test_a_card_without_a_driver_is_not_taken_for_no_card(
         ["Intel"] if vendor == "0x8086" else [])
 
 
-def test_a_device_that_does_not_name_itself_is_null_with_a_reason(observe, without_pynvml):
-    facts = observe({**CPU_HOST, **VERSION, "/proc/driver/nvidia/gpus/0/information": "IRQ: 1\n"})
+@pytest.mark.parametrize("text", [
+    "IRQ: 1\n", "GPU UUID: \t GPU-????????-????-????-????-????????????\nModel: \t Unknown ???\n"])
+def test_a_device_that_does_not_name_itself_is_null_with_a_reason(observe, without_pynvml, text):
+    facts = observe({**CPU_HOST, **VERSION, "/proc/driver/nvidia/gpus/0/information": text})
     assert facts["devices"][0]["uuid"] is None
     assert facts["devices"][0]["name"] is None
     assert {"devices[0].uuid", "devices[0].name"} <= set(facts["unread"])

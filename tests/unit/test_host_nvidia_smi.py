@@ -105,6 +105,13 @@ def test_what_it_does_not_tell_is_null_with_the_reason_and_never_0(read, old, ne
     assert "devices[1]." + path not in reader.unread
 
 
+def test_a_holder_without_a_number_has_none(read):
+    reader, (_, found) = read(BUSY, changed(("<pid>639</pid>", "<pid>N/A</pid>")))
+    (holder,) = found[0]["holders"]
+    assert holder["pid"] is None and holder["command"] == "python3" and holder["bytes"]
+    assert reader.unread["devices[0].holders[0].pid"]["code"] == "nvml-3"
+
+
 def test_a_card_without_memory_of_its_own_is_told_by_it(read):
     _, (_, found) = read(BUSY, changed(("<total>81559 MiB</total>", "<total>N/A</total>")))
     assert [one["unified_memory"] for one in found] == [True, False]

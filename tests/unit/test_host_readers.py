@@ -71,7 +71,8 @@ def test_a_host_without_a_bus_has_no_cards(reader_of):
 
 @pytest.mark.parametrize(("said", "wanted"), [
     ("00000000:2B:00.0", "0000:2b:00.0"), ("0000:2b:00.0", "0000:2b:00.0"),
-    ("00010000:01:00.0", "10000:01:00.0"), ("0001:01:00.0", "0001:01:00.0")])
+    ("00010000:01:00.0", "10000:01:00.0"), ("0001:01:00.0", "0001:01:00.0"),
+    ("", None), ("N/A", None), ("????:??:??.?", None), ("0000:2b:00.0/../x", None)])
 def test_addresses_are_those_of_sysfs(said, wanted):
     assert devices.bus_id(said) == wanted
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Dict, List, Optional, Set
 
 from .. import processes
@@ -25,10 +26,13 @@ FABRIC_STATES = ("not_supported", "not_started", "in_progress", "completed")
 """States of a GPU in an NVSwitch fabric, as NVML numbers them."""
 
 
-def bus_id(said: str) -> str:
-    """A PCI address as sysfs writes it, ``0000:2b:00.0``; NVML writes eight digits of domain."""
-    domain, _, rest = said.strip().lower().partition(":")
-    return "%04x:%s" % (int(domain, 16), rest)
+def bus_id(said: str) -> Optional[str]:
+    """A PCI address as sysfs writes it, ``0000:2b:00.0``; NVML writes eight digits of domain.
+
+    ``None`` for what is no address.
+    """
+    found = re.match(r"([0-9a-f]{4,8}):([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])$", said.strip().lower())
+    return "%04x:%s" % (int(found.group(1), 16), found.group(2)) if found else None
 
 
 def cliques(peers: List[Set[int]]) -> List[int]:
@@ -94,7 +98,7 @@ def place(reader: Reader, device: Device) -> None:
         reader.known(label + "cpu_list", None, folder + "local_cpulist")
 
 
-def holder(reader: Reader, label: str, pid: int, size: Optional[int], kind: str,
+def holder(reader: Reader, label: str, pid: Optional[int], size: Optional[int], kind: str,
            instance: Optional[int]) -> Dict[str, Any]:
     """A process that holds memory of a device, named as far as this user may see it.
 
@@ -104,19 +108,19 @@ def holder(reader: Reader, label: str, pid: int, size: Optional[int], kind: str,
     :param instance: the GPU instance (MIG) it runs in; ``None`` where the device has none.
     """
     proc = reader.path("/proc")
-    command = processes.command(pid, proc)
-    user = processes.user_of(pid, proc)
+    command = None if pid is None else processes.command(pid, proc)
+    user = None if pid is None else processes.user_of(pid, proc)
     if command is None or user is None:
         there = os.path.exists(os.path.join(proc, str(pid)))
         why = ("its process is another user's or the kernel's" if there
-               else "no process %d is seen from here: it runs in another container, or is gone"
+               else "no process %s is seen from here: it runs in another container, or is gone"
                % pid)
         for key, value in (("command", command), ("user", user)):
             if value is None:
                 reader.missing("%s.%s" % (label, key), reading.ABSENT, why)
     if size is None:
         reader.missing(label + ".bytes", reading.UNKNOWN,
-                       "the driver does not tell the memory of pid %d" % pid)
+                       "the driver does not tell the memory of pid %s" % pid)
     return {"pid": pid, "command": command, "user": user, "bytes": size, "kind": kind,
             "gpu_instance": instance}
 

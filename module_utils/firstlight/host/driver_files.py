@@ -66,8 +66,9 @@ def complete(reader: Reader, devices: List[Device], cards: List[str]) -> None:
     :param cards: addresses of NVIDIA's cards on the PCI bus.
     """
     mute = [one for one in devices if one["bus_id"] is None]
-    files = {common.bus_id(name): "%s/gpus/%s/information" % (FOLDER, name)
-             for name in reader.names(FOLDER + "/gpus")}
+    files = {bus_id: "%s/gpus/%s/information" % (FOLDER, name)
+             for name in reader.names(FOLDER + "/gpus")
+             for bus_id in [common.bus_id(name)] if bus_id}
     left = sorted({*files, *cards} - {one["bus_id"] for one in devices})
     found = dict(zip((one["index"] for one in mute), left if len(left) == len(mute) else ()))
     for device in devices:
@@ -85,8 +86,9 @@ def complete(reader: Reader, devices: List[Device], cards: List[str]) -> None:
 
 
 def _said(text: str) -> Dict[str, str]:
+    """What a file of the driver tells; for what it does not know yet it has question marks."""
     return {key: value.strip() for key, _, value in
-            (line.partition(":") for line in text.splitlines())}
+            (line.partition(":") for line in text.splitlines()) if "?" not in value}
 
 
 def _device(reader: Reader, index: int, said: Dict[str, str], where: str) -> Device:
@@ -95,9 +97,9 @@ def _device(reader: Reader, index: int, said: Dict[str, str], where: str) -> Dev
     for key in common.KEYS[1:]:
         label = "devices[%d].%s" % (index, key)
         if key in TOLD:
-            device[key] = reader.known(label, said.get(TOLD[key]) or None, where)
+            value = said.get(TOLD[key]) or None
+            device[key] = reader.known(
+                label, common.bus_id(value) if value and key == "bus_id" else value, where)
         else:
             reader.missing(label, reading.UNASKED, "only NVML tells it")
-    if device["bus_id"] is not None:
-        device["bus_id"] = common.bus_id(device["bus_id"])
     return device

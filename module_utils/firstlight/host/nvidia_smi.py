@@ -154,7 +154,8 @@ def _device(ask: _Log, index: int) -> Device:
         index=index,
         uuid=ask.text(label + "uuid", "uuid"),
         name=ask.text(label + "name", "product_name"),
-        bus_id=common.bus_id(ask.element.get("id") or "0:"),
+        bus_id=ask.reader.known(label + "bus_id", common.bus_id(ask.element.get("id") or ""),
+                                "nvidia-smi's log"),
         architecture=(ask.text(label + "architecture", "product_architecture") or "").lower()
         or None,
         memory_total_bytes=ask.size(label + "memory_total_bytes", "fb_memory_usage/total"),
@@ -264,7 +265,7 @@ def _holders(ask: _Log, label: str) -> Optional[List[Dict[str, Any]]]:
         pid = part.number(here + ".pid", "pid")
         instance = (element.findtext("gpu_instance_id") or "").strip()
         found.append(common.holder(
-            ask.reader, here, pid or -1, part.size(here + ".bytes", "used_memory"),
+            ask.reader, here, pid, part.size(here + ".bytes", "used_memory"),
             KINDS.get((element.findtext("type") or "").strip(), "compute"),
             int(instance) if instance.isdigit() else None))
         name = (element.findtext("process_name") or "").strip()

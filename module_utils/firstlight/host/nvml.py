@@ -110,7 +110,8 @@ def _device(ask: Asker, index: int, handle: Any) -> Device:
     device.update(
         uuid=ask(label + "uuid", "nvmlDeviceGetUUID", handle),
         name=ask(label + "name", "nvmlDeviceGetName", handle),
-        bus_id=None if pci is None else common.bus_id(_text(pci.busId)),
+        bus_id=None if pci is None else ask.reader.known(
+            label + "bus_id", common.bus_id(_text(pci.busId)), "NVML's answer"),
         architecture=ask.named(label + "architecture", ARCHITECTURES,
                                "nvmlDeviceGetArchitecture", handle),
         capability=_capability(ask, label, handle),
