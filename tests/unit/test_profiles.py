@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import gpu_facts
@@ -113,3 +114,31 @@ def test_devices_of_a_host_are_chosen(seen, name):
         else:
             assert [index.get(one) for one in chosen["devices"]] == wanted
             assert chosen["refusals"] == []
+
+
+def kinds(value):
+    """The keys of facts and the kinds of their values, whatever the values are."""
+    if isinstance(value, dict):
+        return {key: kinds(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [kinds(one) for one in value[:1]]
+    return type(value).__name__
+
+
+def test_a_real_h200_and_the_one_of_the_rig_are_told_alike(seen):
+    real = json.loads((ROOT / "tests/fixtures/h200/gpu_facts.json").read_text())
+    real = real["result"]["ansible_facts"]["gpu_host"]
+    ours, _ = seen("h200-x8")
+    assert set(real) == set(ours)
+    # A lone card in a virtual machine has no fabric, no links and no node, and no systemd is there.
+    apart = {"nvlink", "fabric", "numa_node", "holders"}
+    for key in set(real["devices"][0]) - apart:
+        assert kinds(real["devices"][0][key]) == kinds(ours["devices"][0][key]), key
+    for key in apart - {"holders"}:
+        assert real["unread"]["devices[0]." + key]["code"] in ("nvml-3", "unknown")
+    for key in ("driver", "memory", "cpu", "disk", "system"):
+        same = {one for one in real[key] if real[key][one] is not None}
+        assert {one: kinds(ours[key][one]) for one in same - {"limit_bytes"}} == {
+            one: kinds(real[key][one]) for one in same - {"limit_bytes"}}
+    judged = health.host_health(real, CATALOG)
+    assert (judged["verdict"], judged["findings"]) == (OK, [])
