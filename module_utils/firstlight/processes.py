@@ -22,7 +22,10 @@ MAX_COMMAND = 200
 # Words after which, or after whose `=`, a command line may carry a secret; and secrets by their
 # look. Anyone on the host can read them there; reports and logs must not spread them.
 SECRET_NAME = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
-SECRET = re.compile(r"(hf|sk|ghp|glpat)[_-][\w-]{8,}|\w+://[^/@\s]*:[^/@\s]*@\S*")
+SECRET = re.compile(r"(hf|sk|ghp|glpat)[_-][\w-]{8,}|\w+://[^/@\s]*:[^/@\s]*@\S*"
+                    # and in a script or a header that is one word of the command line
+                    r"|(?i:bearer|basic) +\S+"
+                    r"|(?i:[\w-]*(key|token|secret|passw|credential)[\w-]*)( *[:=] *| +)\S+")
 HIDDEN = "***"
 TABLES = ("net/tcp", "net/tcp6")
 

@@ -221,6 +221,8 @@ def test_end_does_not_wait_for_a_zombie_that_it_made(root):
     (["env", "HF_TOKEN=hf_x", "serve"], "env HF_TOKEN=*** serve"),
     (["curl", "https://user:word@example.org/x"], "curl ***"),
     (["run", "hf_abcdefghijkl", "sk-abcdefgh1234"], "run *** ***"),
+    (["curl", "-H", "Authorization: Bearer abc.def"], "curl -H Authorization: ***"),
+    (["sh", "-c", "serve --api-key abc; api_key: abc"], "sh -c serve *** ***"),
     (["monkey", "--keys", "1", "2"], "monkey --keys *** 2"),
     (["python3", "/srv/keyboard.py", "8000"], "python3 /srv/keyboard.py 8000"),
     ([], ""),
