@@ -25,7 +25,8 @@ SECRET_NAME = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECAS
 SECRET = re.compile(r"(hf|sk|ghp|glpat)[_-][\w-]{8,}|\w+://[^/@\s]*:[^/@\s]*@\S*"
                     # and in a script or a header that is one word of the command line
                     r"|(?i:bearer|basic) +\S+"
-                    r"|(?i:[\w-]*(key|token|secret|passw|credential)[\w-]*)( *[:=] *| +)\S+")
+                    r"|(?i:[\w-]*(key|token|secret|passw|credential)[\w-]*)"
+                    r"([\"']? *[:=] *[\"']?| +)[^\s\"']+")
 HIDDEN = "***"
 TABLES = ("net/tcp", "net/tcp6")
 
@@ -100,7 +101,7 @@ def shown(words: Iterable[str]) -> str:
         if hide and not word.startswith("-"):
             line.append(HIDDEN)
         elif secret and sign:
-            line.append(name + "=" + HIDDEN)
+            line.append(SECRET.sub(HIDDEN, name) + "=" + HIDDEN)
         else:
             line.append(SECRET.sub(HIDDEN, word))
         hide = secret and not sign and word.startswith("-")

@@ -147,7 +147,7 @@ LOG = (
     "6,1,1000000,-;NVRM: loading NVIDIA UNIX Open Kernel Module\n"
     "4,2,5000000,-;NVRM: Xid (PCI:0000:41:00): 31, pid=1234, name=python, Ch 00000010\n"
     " SUBSYSTEM=pci\n DEVICE=+pci:0000:41:00.0\n"
-    "4,3,9000000,-;NVRM: Xid (PCI:0000:C1:00): 79, GPU has fallen off the bus.\n"
+    "4,3,9000000,-;NVRM: Xid (PCI:0000:C1:00 GPU-I:05): 79, GPU has fallen off the bus.\n"
     "4,4,9500000,-;NVRM: Xid (PCI:0000:41:00): 31, pid=99, name=python, Ch 00000010\n")
 UPTIME = {"/proc/uptime": "100.50 350.00\n"}
 
@@ -496,3 +496,11 @@ def test_a_process_whose_command_is_empty_is_told_from_one_that_is_gone(reader_o
     holder = devices.holder(reader, "devices[0].holders[0]", 7, 5, "compute", 3)
     assert holder["command"] is None and holder["user"] and holder["bytes"] == 5
     assert "another user's" in reader.unread["devices[0].holders[0].command"]["reason"]
+
+
+def test_units_of_other_names_than_asked_for_are_null_with_a_reason(reader_of, replay):
+    replay({"argv": daemons.SHOW, "rc": 0, "stderr": "", "stdout": "Id=other.service\n"})
+    reader = reader_of(folders=SYSTEMD)
+    assert daemons.read(reader, nvswitches=1) == {
+        "fabric_manager": None, "persistence_daemon": None}
+    assert reader.unread["fabric_manager"]["code"] == "unknown"

@@ -220,6 +220,8 @@ def test_end_does_not_wait_for_a_zombie_that_it_made(root):
     (["serve", "--hf-token", "--port"], "serve --hf-token --port"),
     (["env", "HF_TOKEN=hf_x", "serve"], "env HF_TOKEN=*** serve"),
     (["curl", "https://user:word@example.org/x"], "curl ***"),
+    (["curl", "https://user:word@example.org/?token=abc"], "curl ***=***"),
+    (["curl", "-d", '{"api_key": "abc"}'], 'curl -d {"***"}'),
     (["run", "hf_abcdefghijkl", "sk-abcdefgh1234"], "run *** ***"),
     (["curl", "-H", "Authorization: Bearer abc.def"], "curl -H Authorization: ***"),
     (["sh", "-c", "serve --api-key abc; api_key: abc"], "sh -c serve *** ***"),

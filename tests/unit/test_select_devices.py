@@ -390,3 +390,16 @@ def test_a_second_choice_keeps_the_first(facts, wanted):
     first = select(facts, wanted)["devices"]
     again = select(facts, dict(wanted, keep=first))["devices"]
     assert sorted(again) == sorted(first)
+
+
+def test_peers_are_nvlink_though_nobody_counted_the_links():
+    facts = cliques(0, 1, 0, 1)
+    for one in facts["devices"]:
+        one["nvlink"].update(links=None, active=None, to_switch=None, peers=["GPU-x"])
+    assert chosen(facts, want(2, tensor_parallel=True)) == [0, 2]
+
+
+def test_what_the_endpoint_holds_counts_where_the_driver_lists_it_without_bytes():
+    facts = row(device(0, memory_free_bytes=10 * GIB, holders=[dict(holder(5, 0), bytes=None)]))
+    held = {"pids": [5], "bytes": {uuid(0): 120 * GIB}}
+    assert chosen(facts, want(memory_bytes=100 * GIB), held) == [0]

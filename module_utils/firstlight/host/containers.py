@@ -172,7 +172,9 @@ def nvidia_smi_in_container(reader: Reader, containers: Dict[str, Any]) -> Optio
         return None
     name = "firstlight-nvidia-smi-%d" % os.getpid()
     return Tool(
-        [client, "run", "--rm", "--pull=never", "--network=none", "--name=" + name, *devices,
+        # In a PID namespace of its own it would see no process that holds memory.
+        [client, "run", "--rm", "--pull=never", "--network=none", "--pid=host", "--name=" + name,
+         *devices,
          "--entrypoint=nvidia-smi", image],
         "nvidia-smi in a container of %s" % image,
         [client, "rm", "--force", name])

@@ -29,7 +29,8 @@ def read(reader: Reader, nvswitches: int) -> Dict[str, Optional[Dict[str, Any]]]
         if unit is not None:
             reader.sources[label] = "systemctl"
         elif label != "fabric_manager" or nvswitches:
-            reader.unread[label] = dict(reader.unread["services"])
+            reader.unread[label] = dict(reader.unread.get("services") or {
+                "code": reading.UNKNOWN, "reason": "systemctl says nothing of its unit"})
     reader.unread.pop("services", None)
     manager = daemons["fabric_manager"]
     if manager is not None:

@@ -16,7 +16,8 @@ KMSG = "/dev/kmsg"
 JOURNAL = ["journalctl", "--dmesg", "--boot", "--no-pager", "--output=json",
            "--output-fields=MESSAGE,_SOURCE_MONOTONIC_TIMESTAMP", "--lines=5000"]
 # As the driver writes it: NVRM: Xid (PCI:0000:2b:00): 79, pid=1, name=x, GPU has fallen off ...
-XID = re.compile(r"NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)\): (\d+),? ?(.*)")
+# With MIG the instance stands behind the address: (PCI:0000:01:00 GPU-I:05).
+XID = re.compile(r"NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)[^)]*\): (\d+),? ?(.*)")
 MAX_TEXT = 200
 
 

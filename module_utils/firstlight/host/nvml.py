@@ -60,6 +60,8 @@ class Asker:
             value = asked(*arguments)
         except self.nvml.NVMLError as problem:
             return None, problem.value
+        except ValueError:  # a text that the bindings cannot decode
+            return None, self.nvml.NVML_ERROR_UNKNOWN
         return (value.decode("utf-8", "replace") if isinstance(value, bytes) else value), 0
 
     def refused(self, label: str, code: int) -> None:

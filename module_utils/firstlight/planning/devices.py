@@ -99,8 +99,10 @@ def _candidate(facts: Facts, wanted: Wanted, health: Dict[str, Any], held: Dict[
     others = [one for one in holders or [] if one["pid"] not in pids]
     free = facts["memory"]["available_bytes"] if shared else of["memory_free_bytes"]
     if free is not None:
-        free += (held.get("bytes") or {}).get(uuid, 0) if holders is None else sum(
-            one["bytes"] or 0 for one in holders if one["pid"] in pids)
+        own = [one["bytes"] for one in holders or [] if one["pid"] in pids]
+        # Where the device does not tell what each holds, what is known of the endpoint counts.
+        free += (held.get("bytes") or {}).get(uuid, 0) if holders is None or None in own else sum(
+            own)
     verdict = health["devices"].get(key_of(device), "bad")
     title = title_of(device) if piece is None else "slice %s of %s" % (uuid, title_of(device))
     label = "devices[%d]" % device["index"]
@@ -146,7 +148,9 @@ def _choose(fit: List[Candidate], count: Optional[int], near: bool,
 
 
 def _has_nvlink(facts: Facts) -> bool:
-    return any((one["nvlink"] or {}).get("links") for one in facts["devices"])
+    # nvidia-smi tells the peers and not the links.
+    links = [one["nvlink"] or {} for one in facts["devices"]]
+    return any(one.get("links") or one.get("peers") for one in links)
 
 
 def _why_taken(one: Candidate, wanted: Wanted) -> str:

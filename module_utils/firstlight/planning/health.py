@@ -161,7 +161,8 @@ def _places(facts: Facts) -> List[Place]:
 
 def _figures_of_host(facts: Facts) -> Dict[str, Any]:
     memory = facts["memory"] or {}
-    reclaimable = _sum((memory.get("available_bytes"), -(memory.get("free_bytes") or 0)))
+    free = memory.get("free_bytes")
+    reclaimable = _sum((memory.get("available_bytes"), None if free is None else -free))
     jetson = facts["jetson"]
     if jetson is not None:
         jetson = dict(jetson, power_mode_largest=largest_mode(jetson["power_modes"] or ()))

@@ -16,6 +16,9 @@ FABRIC_MANAGER = "nvidia-fabricmanager.service"
 PERSISTENCE_DAEMON = "nvidia-persistenced.service"
 # Codes of `unread` that mean: this hardware or driver has no such thing.
 HAS_NONE = ("nvml-3", "nvml-13")
+# Codes of cards that are lost or wait for a reset: no remedy here reaches them, and what helps the
+# others must not be taken back for them.
+OUT_OF_REACH = ("nvml-15", "nvml-16")
 # A file system that is full stops more than it helps: this share of it stays free.
 SHARE_KEPT_FREE = 0.1
 
@@ -112,7 +115,7 @@ def _fabric_manager(facts: Facts) -> Remedy:
         fabric = device["fabric"]
         if fabric is None:
             why = _reason(facts, "devices[%s].fabric" % device["index"])
-            if why["code"] not in HAS_NONE:
+            if why["code"] not in HAS_NONE + OUT_OF_REACH:
                 left.append("%s: its fabric could not be read: %s" % (
                     _said(device), why["reason"]))
         elif fabric["state"] not in ("completed", "not_supported"):
@@ -159,7 +162,7 @@ def _persistence(facts: Facts) -> Remedy:
             left.append("%s: persistence is off" % _said(device))
             continue
         why = _reason(facts, "devices[%s].persistence" % device["index"])
-        if why["code"] not in HAS_NONE:
+        if why["code"] not in HAS_NONE + OUT_OF_REACH:
             left.append("%s: persistence could not be read: %s" % (_said(device), why["reason"]))
     # The daemon matters where there is a device that it keeps.
     return {"left": (_unit_left(unit) if facts["devices"] else []) + left, "refusals": [],
