@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 
 import pytest
-from facts import host, unread
 
 from ansible.module_utils.firstlight.planning.tuning import largest_mode, tuning_plan
 
@@ -231,8 +230,11 @@ def test_deciding_leaves_the_facts_alone(facts):
 
 
 def test_a_lost_card_does_not_take_back_what_helps_the_others():
-    facts = unread(host(), "devices[0].fabric", "nvml-15")
-    facts = unread(facts, "devices[0].persistence", "nvml-16")
+    facts = nvswitch(fabric="completed")
+    facts["devices"][0].update(fabric=None, persistence=None)
+    facts["unread"] = {"devices[0]": {"code": "nvml-15", "reason": "GPU is lost"}}
     found = plan(facts)
     assert not any("could not be read" in words for name in ("fabric_manager", "persistence")
                    for words in found[name]["left"])
+    facts["unread"] = {"devices[0]": {"code": "nvml-4", "reason": "no permission"}}
+    assert any("could not be read" in words for words in plan(facts)["persistence"]["left"])
