@@ -3,7 +3,6 @@
 
 import os
 import pathlib
-import shlex
 import subprocess
 
 import pytest
@@ -32,14 +31,15 @@ def only(name, *wanted):
 
 
 def test_systemd_runs_and_no_unit_failed(host):
-    state = host.run("systemctl is-system-running")
-    assert state.stdout.strip() == "running", host.run("systemctl --failed --no-legend").stdout
+    state = host.run("systemctl is-system-running --wait")
+    assert state.stdout.strip() == "running", host.run(
+        "systemctl --failed --no-legend; journalctl --no-pager --priority warning --lines 20").stdout
 
 
 def test_ssh_answers(host, name):
     said = subprocess.run(
         ["ssh", "-F", str(FOLDER / "ssh_config"), "firstlight-" + name, "hostname"], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=180)
     assert (said.returncode, said.stdout.strip()) == (0, name)
 
 
@@ -49,7 +49,7 @@ def test_ansible_comes_in_by_ssh(name):
         ["ansible", "--inventory", str(INVENTORY), "deb12_ssh", "--module-name",
          "ansible.builtin.command", "--args", "printenv SSH_CONNECTION"],
         text=True, env=dict(os.environ, ANSIBLE_FORCE_COLOR="0", ANSIBLE_NOCOLOR="1"),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=180)
     assert said.returncode == 0 and said.stdout.splitlines()[-1].endswith(" 22"), said.stdout
 
 
@@ -59,7 +59,9 @@ def test_pip_and_apt_find_the_indexes_of_the_controller(host, name):
     host.check_output("/root/venv/bin/pip download --quiet --no-deps --dest /root/wheels "
                       "nvidia-ml-py")
     assert len(host.file("/root/wheels").listdir()) == 1
-    assert host.run("apt-get -qq update").stderr == ""
+    # What it warns of, such as a release without notes, is the mirror's; what it lacks is not.
+    updated = host.run("apt-get -qq update")
+    assert updated.rc == 0 and "Failed to fetch" not in updated.stderr, updated.stderr
 
 
 def test_a_profile_is_worn(host, name):
@@ -102,5 +104,5 @@ def test_a_nested_engine_runs_containers(host, name):
 
 def test_what_a_nested_engine_stores_is_no_layer_of_ours(host, name):
     only(name, "engine")
-    assert host.check_output("docker info --format %s", "{{.Driver}}") == "overlay2"
-    assert shlex.split(host.check_output("findmnt -no FSTYPE /var/lib/docker")) != ["overlay"]
+    # A volume: which file system it has, and which driver that allows, is the machine's to say.
+    assert host.check_output("findmnt -no TARGET -T /var/lib/docker") == "/var/lib/docker"
