@@ -104,5 +104,9 @@ def test_a_nested_engine_runs_containers(host, name):
 
 def test_what_a_nested_engine_stores_is_no_layer_of_ours(host, name):
     only(name, "engine")
-    # A volume: which file system it has, and which driver that allows, is the machine's to say.
     assert host.check_output("findmnt -no TARGET -T /var/lib/docker") == "/var/lib/docker"
+    # Which driver a volume's file system allows is the machine's to say: its own engine has it too.
+    asked = ["docker", "info", "--format", "{{.Driver}}"]
+    outer = subprocess.run(asked, text=True, stdout=subprocess.PIPE, check=True).stdout
+    inner = host.check_output("docker info --format %s", "{{.Driver}}")
+    assert inner.startswith("overlay") == outer.startswith("overlay"), (inner, outer)
