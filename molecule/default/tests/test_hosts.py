@@ -33,7 +33,8 @@ def only(name, *wanted):
 def test_systemd_runs_and_no_unit_failed(host):
     state = host.run("systemctl is-system-running --wait")
     assert state.stdout.strip() == "running", host.run(
-        "systemctl --failed --no-legend; journalctl --no-pager --priority warning --lines 20").stdout
+        "systemctl --failed --no-legend;"
+        " journalctl --no-pager --priority warning --lines 20").stdout
 
 
 def test_ssh_answers(host, name):
