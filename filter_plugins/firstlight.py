@@ -45,6 +45,7 @@ class FilterModule:
             "findings_text": findings.text,
             "host_health": health.host_health,
             "select_devices": devices.select_devices,
+            "startable_findings": judge.startable,
             "supervisor_command": service_text.supervisor_command,
             "systemd_command": service_text.systemd_command,
             "tuning_plan": tuning.tuning_plan,

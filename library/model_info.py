@@ -11,7 +11,8 @@ short_description: Read the geometry, size and format of models on disk
 description:
   - Reads the headers of GGUF files and of directories of safetensors, never the weights, so a
     model of any size is read in well under a second.
-  - A model that is missing or damaged is a finding, not a failure.
+  - A model that is missing, damaged or described by a config that contradicts itself is a
+    finding, not a failure.
 options:
   paths:
     description: Absolute paths of GGUF files or of directories with C(config.json) and safetensors.
@@ -39,7 +40,18 @@ EXAMPLES = r"""
 
 RETURN = r"""
 models:
-  description: What each readable path holds, by path.
+  description:
+    - What each readable path holds, by path. What is not known is null.
+    - C(quantisation_bits) and C(quantisation_group) are what C(config.json) says of quantised
+      weights; a GGUF file has its types by tensor.
+    - C(tensors) is the exact size of the tensors - the table of embeddings, the head and the rest.
+      It is null where a tensor is of a type that is not known.
+    - In C(geometry), C(attention_layers) are the layers that keep keys and values for each token,
+      and C(sliding_layers) those of them that keep only the last C(sliding_window) tokens.
+      C(state_bytes_per_sequence) is what layers with a constant state keep for each sequence.
+      C(dense_layers) are the layers without experts. C(kv_lora_rank), C(rope_head_dim) and
+      C(query_lora_rank) are those of multi-head latent attention. C(vision) says that the config
+      has a vision tower; all other figures are those of the language model.
   returned: always
   type: dict
   sample:
@@ -51,9 +63,17 @@ models:
       fingerprint: 0f3e...
       name: Qwen2.5 0.5B Instruct
       quantisation: Q8_0
+      quantisation_bits: null
+      quantisation_group: null
       chat_template: true
+      tensors: {embedding_bytes: 144643072, head_bytes: 0, other_bytes: 380463616}
       geometry: {architecture: qwen2, layers: 24, hidden: 896, heads: 14, kv_heads: 2,
-                 head_dim: 64, context: 32768, vocabulary: 151936}
+                 head_dim: 64, value_head_dim: 64, context: 32768, vocabulary: 151936,
+                 intermediate: 4864, tied_embeddings: true, vision: false, kv_lora_rank: null,
+                 rope_head_dim: null, query_lora_rank: null, sliding_window: null,
+                 sliding_layers: 0, attention_layers: 24, state_bytes_per_sequence: 0,
+                 experts: null, experts_per_token: null, moe_intermediate: null,
+                 shared_intermediate: null, dense_layers: 24}
 findings:
   description: One for each path that cannot be served, in Firstlight's shape of findings.
   returned: always

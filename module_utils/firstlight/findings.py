@@ -70,7 +70,7 @@ def text(findings: Iterable[Finding]) -> str:
 
 
 def _paragraph(one: Finding) -> str:
-    lines = ["[%s] %s: %s" % (one["severity"], one["id"], _shown(one["subject"], "\t"))]
+    lines = ["[%s] %s: %s" % (one["severity"], one["id"], shown(one["subject"], "\t"))]
     for label, key in (
         ("found", "found"),
         ("wanted", "wanted"),
@@ -78,14 +78,14 @@ def _paragraph(one: Finding) -> str:
         ("evidence", "evidence"),
     ):
         if one[key]:
-            value = _shown(one[key], "\t\n").rstrip("\n").replace("\n", "\n" + " " * 12)
+            value = shown(one[key], "\t\n").rstrip("\n").replace("\n", "\n" + " " * 12)
             lines.append("  %-9s %s" % (label + ":", value))
     if one["needs_root"]:
         lines.append("  needs root")
     return "\n".join(lines)
 
 
-def _shown(value: Any, kept: str) -> str:
+def shown(value: Any, kept: str = "") -> str:
     """A text in which nothing but ``kept`` moves a cursor or ends a line."""
     return "".join(one if one.isprintable() or one in kept else repr(one)[1:-1]
                    for one in str(value))

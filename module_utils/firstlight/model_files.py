@@ -13,7 +13,10 @@ import json
 import os
 import re
 import struct
-from typing import Any, BinaryIO, Dict, List, Optional, Set, Tuple
+from typing import Any, BinaryIO, Dict, Iterable, List, Optional, Set, Tuple
+
+from ansible.module_utils.firstlight import model_config
+from ansible.module_utils.firstlight.model_config import count, head_size
 
 Model = Dict[str, Any]
 
@@ -28,6 +31,19 @@ SCALARS = {
 STRING, ARRAY = 8, 9
 MAX_DIMENSIONS = 4
 
+# What engines call the table of embeddings and the head, without the weight at the end.
+EMBEDDINGS = frozenset(("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in"))
+HEADS = frozenset(("lm_head", "embed_out", "output_layer"))
+GGUF_EMBEDDING, GGUF_HEAD = "token_embd.weight", "output.weight"
+# One layer in so many keeps all tokens, the others a window, and the window where the file has
+# none: llama.cpp's own numbers (src/llama-model.cpp, set_swa_pattern).
+GGUF_WINDOWS: Dict[str, Tuple[int, Optional[int]]] = {
+    "cohere2": (4, None), "gemma2": (2, 4096), "gemma3": (6, None), "gpt-oss": (2, None),
+    "llama4": (4, 8192),
+}
+# All layers of these have attention and a state, or a state alone.
+GGUF_BOTH, GGUF_STATE_ALONE = ("falcon-h1",), ("mamba", "mamba2")
+
 
 class BadModel(Exception):
     """The file is not what it should be; the message says what was found and where."""
@@ -37,10 +53,12 @@ def describe(path: str) -> Model:
     """A model on disk: ``{path, format, bytes, fingerprint, geometry, quantisation, ...}``.
 
     ``path`` is a GGUF file, or a directory with ``config.json`` and safetensors files.
-    ``bytes`` is the exact size of the tensors' files. ``fingerprint`` changes when a file is
+    ``bytes`` is the exact size of the tensors' files, ``tensors`` that of the tensors in them:
+    embeddings, head and the rest; ``None`` where a tensor is of a type that is not known.
+    ``geometry`` has the keys of ``model_config.geometry``. ``fingerprint`` changes when a file is
     replaced: it covers headers, sizes and modification times, not every byte.
 
-    :raises BadModel: for a file that is truncated, empty or of another kind.
+    :raises BadModel: for a file that is truncated, empty, of another kind or contradicts itself.
     :raises OSError: when a file cannot be read.
     """
     if os.path.isdir(path):
@@ -57,21 +75,17 @@ def _gguf(path: str) -> Model:
         file.seek(0)
         digest.update(file.read(end))
     shards = _gguf_shards(path, fields)
+    tensors = dict(header.tensors)
     for shard in shards[1:]:
         with open(shard, "rb") as file:
-            _GgufHeader(shard, file)
+            tensors.update(_GgufHeader(shard, file).tensors)
     arch = fields.get("general.architecture")
     if not isinstance(arch, str):
         raise BadModel("%s: general.architecture is missing" % path)
     for shard in shards:
         _add_stat(digest, shard)
 
-    def field(name: str) -> Optional[int]:
-        value = fields.get("%s.%s" % (arch, name))
-        return _count(max(value, default=None) if isinstance(value, list) else value)
-
     file_type = fields.get("general.file_type")
-    heads, hidden = field("attention.head_count"), field("embedding_length")
     return {
         "path": path,
         "format": "gguf",
@@ -81,19 +95,155 @@ def _gguf(path: str) -> Model:
         "name": str(fields.get("general.name", "")),
         "quantisation": FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int)
         else "unknown",
+        "quantisation_bits": None,
+        "quantisation_group": None,
         "chat_template": "tokenizer.chat_template" in fields,
-        "geometry": {
-            "architecture": arch,
-            "layers": field("block_count"),
-            "hidden": hidden,
-            "heads": heads,
-            "kv_heads": field("attention.head_count_kv") or heads,
-            "head_dim": field("attention.key_length") or _head_dim(hidden, heads),
-            "context": field("context_length"),
-            "vocabulary": field("vocab_size")
-            or _count(header.lengths.get("tokenizer.ggml.tokens")),
-        },
+        "tensors": _gguf_tensors(tensors),
+        "geometry": _gguf_geometry(arch, header, tensors),
     }
+
+
+def _gguf_tensors(tensors: Dict[str, Optional[int]]) -> Optional[Dict[str, int]]:
+    sizes = {name: size for name, size in tensors.items() if size is not None}
+    if len(sizes) < len(tensors):
+        return None
+    embedding, head = sizes.get(GGUF_EMBEDDING, 0), sizes.get(GGUF_HEAD, 0)
+    return _by_use(embedding, head, sum(sizes.values()))
+
+
+def _by_use(embedding: int, head: int, total: int) -> Dict[str, int]:
+    return {"embedding_bytes": embedding, "head_bytes": head,
+            "other_bytes": total - embedding - head}
+
+
+class _GgufFields:
+    """The fields of one architecture, as counts."""
+
+    def __init__(self, arch: str, fields: Dict[str, Any]) -> None:
+        self._arch, self._fields = arch, fields
+
+    def raw(self, name: str) -> Any:
+        """A field as the file has it; ``None`` when it is missing or a list that is too long."""
+        return self._fields.get("%s.%s" % (self._arch, name))
+
+    def count(self, name: str) -> Optional[int]:
+        """A count, or the largest where there is one for each layer."""
+        value = self.raw(name)
+        return count(max(value, default=None) if isinstance(value, list) else value)
+
+    def having(self, name: str) -> Optional[Set[int]]:
+        """The layers for which a list has something; ``None`` where the field is no list."""
+        value = self.raw(name)
+        if not isinstance(value, list) or len(value) != self.count("block_count"):
+            return None
+        return {layer for layer, one in enumerate(value) if one}
+
+
+def _gguf_geometry(arch: str, header: _GgufHeader,
+                   tensors: Iterable[str]) -> model_config.Geometry:
+    found = _GgufFields(arch, header.fields)
+    field = found.count
+    layers, hidden, heads = (
+        field(name) for name in ("block_count", "embedding_length", "attention.head_count"))
+    latent = field("attention.kv_lora_rank")
+    head_dim = field("attention.key_length") or head_size(hidden, heads)
+    value_dim = field("attention.value_length") or head_dim
+    if latent:
+        # A file for the absorbed form has the sizes of the latent in the plain fields.
+        head_dim = field("attention.key_length_mla") or field("attention.key_length")
+        value_dim = field("attention.value_length_mla") or field("attention.value_length")
+    attention, with_state = _gguf_layers(arch, found)
+    window, sliding = _gguf_window(arch, found, layers)
+    names = set(tensors)
+    experts, width = field("expert_count"), field("feed_forward_length")
+    of_expert = field("expert_feed_forward_length") or (width if arch == "llama" else None)
+    shared = field("expert_shared_count")
+    with_experts = {name.split(".")[1] for name in names
+                    if name.startswith("blk.") and "_exps." in name}
+    return {
+        "architecture": arch,
+        "layers": layers,
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": field("attention.head_count_kv") or heads,
+        "head_dim": head_dim,
+        "value_head_dim": value_dim,
+        "context": field("context_length"),
+        "vocabulary": field("vocab_size") or count(header.lengths.get("tokenizer.ggml.tokens")),
+        "intermediate": width,
+        "tied_embeddings": GGUF_HEAD not in names if GGUF_EMBEDDING in names else None,
+        # Its vision tower, if any, is a file of its own.
+        "vision": False,
+        "kv_lora_rank": latent,
+        "rope_head_dim": field("rope.dimension_count") if latent else None,
+        "query_lora_rank": field("attention.q_lora_rank") if latent else None,
+        "sliding_window": window,
+        "sliding_layers": sliding,
+        "attention_layers": attention,
+        "state_bytes_per_sequence": _gguf_state(found, with_state),
+        "experts": experts,
+        "experts_per_token": field("expert_used_count") if experts else None,
+        "moe_intermediate": of_expert if experts else None,
+        "shared_intermediate": (
+            field("expert_shared_feed_forward_length")
+            or (shared * of_expert if shared and of_expert else None)) if experts else None,
+        "dense_layers": layers if not experts
+        else layers - len(with_experts) if layers and 0 < len(with_experts) <= layers
+        else field("leading_dense_block_count"),
+    }
+
+
+def _gguf_layers(arch: str, found: _GgufFields) -> Tuple[Optional[int], Optional[int]]:
+    """How many layers keep keys for each token, and how many a state."""
+    layers, interval = found.count("block_count"), found.count("full_attention_interval")
+    stateful = found.count("ssm.state_size") or found.count("shortconv.l_cache")
+    if not layers:
+        return None, None
+    if arch in GGUF_STATE_ALONE:
+        return 0, layers
+    if arch in GGUF_BOTH:
+        return layers, layers
+    attending, with_mlp = found.having("attention.head_count_kv"), None
+    if attending is not None:
+        # In this one a layer is attention, Mamba or an MLP alone.
+        with_mlp = found.having("feed_forward_length") if arch == "nemotron_h" else set()
+        if not stateful:
+            return len(attending), 0
+        return len(attending), (layers - len(attending | with_mlp) if with_mlp is not None
+                                else None)
+    if stateful:
+        return (layers // interval, layers - layers // interval) if interval else (None, None)
+    return (layers, 0) if found.count("attention.head_count") else (None, None)
+
+
+def _gguf_window(arch: str, found: _GgufFields,
+                 layers: Optional[int]) -> Tuple[Optional[int], Optional[int]]:
+    """The window and how many layers use it."""
+    known, default = GGUF_WINDOWS.get(arch, (None, None))
+    said = found.raw("attention.sliding_window")
+    window = count(said) or (default if said is None else None)
+    if not layers or not window:
+        return None, 0 if layers else None
+    pattern = found.raw("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        sliding = sum(one is True for one in pattern) if len(pattern) == layers else None
+        return (None if sliding == 0 else window), sliding
+    period = count(pattern) or known
+    sliding = layers - layers // period if period else None
+    return (None if sliding == 0 else window), sliding
+
+
+def _gguf_state(found: _GgufFields, layers: Optional[int]) -> Optional[int]:
+    """What one sequence keeps in the layers that have a state; llama.cpp keeps it in F32."""
+    if not layers:
+        return layers
+    kernel, inner, state = (found.count("ssm." + name) for name in (
+        "conv_kernel", "inner_size", "state_size"))
+    groups = found.count("ssm.group_count") or 0
+    if kernel and inner and state:
+        return layers * 4 * ((kernel - 1) * (inner + 2 * groups * state) + inner * state)
+    kernel, hidden = found.count("shortconv.l_cache"), found.count("embedding_length")
+    return layers * 4 * (kernel - 1) * hidden if kernel and hidden else None
 
 
 def _gguf_shards(path: str, fields: Dict[str, Any]) -> List[str]:
@@ -116,16 +266,6 @@ def _gguf_shards(path: str, fields: Dict[str, Any]) -> List[str]:
     return parts
 
 
-def _count(value: Any) -> Optional[int]:
-    """A whole number from 1 as it is; ``None`` for anything else, which is no count or size."""
-    return value if type(value) is int and value > 0 else None
-
-
-def _head_dim(hidden: Optional[int], heads: Optional[int]) -> Optional[int]:
-    """The size of a head in a model that does not say it."""
-    return _count(hidden // heads) if hidden and heads else None
-
-
 class _GgufHeader:
     """The header of a GGUF file that is whole. Long arrays are skipped, their lengths kept."""
 
@@ -135,6 +275,8 @@ class _GgufHeader:
         self._limit = min(size, MAX_HEADER)
         self.fields: Dict[str, Any] = {}
         self.lengths: Dict[str, int] = {}
+        # Bytes of each tensor; None for a type that is not known.
+        self.tensors: Dict[str, Optional[int]] = {}
         magic = file.read(4)
         if magic != b"GGUF":
             raise BadModel("%s: not a GGUF file (it starts with %r)" % (path, magic))
@@ -154,6 +296,8 @@ class _GgufHeader:
         if promised > size:
             raise BadModel("%s: truncated: %d bytes, its header promises %d"
                            % (path, size, promised))
+        if sum(one or 0 for one in self.tensors.values()) > size:
+            raise BadModel("%s: its tensors overlap" % path)
 
     def _tensors_end(self, tensors: int) -> int:
         """Where the last tensor ends, which is the least size of a file that is whole."""
@@ -165,9 +309,11 @@ class _GgufHeader:
             weights = 1
             for _ in range(dimensions):
                 weights *= self._scalar("Q")
-            block, size = TENSOR_TYPES.get(self._scalar("I"), (1, 0))
-            end = max(end, self._scalar("Q") + weights // block * size)
-        alignment = _count(self.fields.get("general.alignment", 32))
+            kind, offset = self._scalar("I"), self._scalar("Q")
+            block, size = TENSOR_TYPES.get(kind, (1, 0))
+            self.tensors[name] = weights // block * size if kind in TENSOR_TYPES else None
+            end = max(end, offset + weights // block * size)
+        alignment = count(self.fields.get("general.alignment", 32))
         if alignment is None:
             raise BadModel("%s: general.alignment is no size" % self._path)
         return -(-self._file.tell() // alignment) * alignment + end if tensors else 0
@@ -222,19 +368,27 @@ def _safetensors_directory(path: str) -> Model:
     if missing:
         raise BadModel("%s: %d files that its index names are missing: %s"
                        % (path, len(missing), ", ".join(missing[:3])))
+    contradictions = model_config.contradictions(config)
+    if contradictions:
+        raise BadModel("%s: %s" % (config_path, ". ".join(contradictions)))
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     kinds: Dict[str, int] = {}
+    embedding, head, total = 0, 0, 0
     for shard in shards:
-        for kind in _safetensors_kinds(shard):
+        for name, kind, size in _safetensors_header(shard):
             kinds[kind] = kinds.get(kind, 0) + 1
+            total += size
+            module = name.split(".")[-2:]
+            if module[-1] == "weight" and module[0] in EMBEDDINGS:
+                embedding += size
+            # A head that was quantised has scales beside its weights.
+            elif module[0] in HEADS or name == "output.weight":
+                head += size
         _add_stat(digest, shard)
-
-    def field(name: str) -> Optional[int]:
-        return _count(config.get(name))
-
-    heads, hidden = field("num_attention_heads"), field("hidden_size")
-    asked = config.get("quantization_config")
-    quantisation = asked.get("quant_method") if isinstance(asked, dict) else None
+    geometry = model_config.geometry(config)
+    if geometry["tied_embeddings"] is None and embedding:
+        geometry["tied_embeddings"] = head == 0
+    quantised = model_config.quantisation(config)
     return {
         "path": path,
         "format": "safetensors",
@@ -242,18 +396,13 @@ def _safetensors_directory(path: str) -> Model:
         "bytes": sum(os.path.getsize(shard) for shard in shards),
         "fingerprint": digest.hexdigest(),
         "name": os.path.basename(os.path.normpath(path)),
-        "quantisation": quantisation or max(kinds, key=lambda kind: kinds[kind]),
+        "quantisation": model_config.quantisation_method(config)
+        or max(kinds, key=lambda kind: kinds[kind]),
+        "quantisation_bits": quantised["bits"],
+        "quantisation_group": quantised["group"],
         "chat_template": _has_chat_template(path),
-        "geometry": {
-            "architecture": config.get("model_type"),
-            "layers": field("num_hidden_layers"),
-            "hidden": hidden,
-            "heads": heads,
-            "kv_heads": field("num_key_value_heads") or heads,
-            "head_dim": field("head_dim") or _head_dim(hidden, heads),
-            "context": field("max_position_embeddings"),
-            "vocabulary": field("vocab_size"),
-        },
+        "tensors": _by_use(embedding, head, total),
+        "geometry": geometry,
     }
 
 
@@ -284,8 +433,8 @@ def _indexed(path: str) -> Set[str]:
         raise BadModel("%s: no index of safetensors files" % index) from problem
 
 
-def _safetensors_kinds(path: str) -> List[str]:
-    """The type of each tensor in a safetensors file that is whole."""
+def _safetensors_header(path: str) -> List[Tuple[str, str, int]]:
+    """Name, type and bytes of each tensor in a safetensors file that is whole."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         start = file.read(8)
@@ -296,17 +445,21 @@ def _safetensors_kinds(path: str) -> List[str]:
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            kinds = [str(tensor["dtype"]) for tensor in header.values()]
-            end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
+            tensors = [(name, str(tensor["dtype"]), *map(int, tensor["data_offsets"][:2]))
+                       for name, tensor in header.items()]
+            end = max((last for _, _, _, last in tensors), default=0)
+            total = sum(last - first for _, _, first, last in tensors)
         except (ValueError, AttributeError, LookupError, TypeError, OverflowError,
                 RecursionError) as problem:
             raise BadModel("%s: its header is not readable: %s" % (path, problem)) from problem
     if 8 + length + end > size:
         raise BadModel("%s: truncated: %d bytes, its header promises %d"
                        % (path, size, 8 + length + end))
-    if not kinds:
+    if not tensors:
         raise BadModel("%s: holds no tensors" % path)
-    return kinds
+    if total > end or any(not 0 <= first <= last for _, _, first, last in tensors):
+        raise BadModel("%s: its tensors overlap or end before they start" % path)
+    return [(name, kind, last - first) for name, kind, first, last in tensors]
 
 
 def _has_chat_template(path: str) -> bool:

@@ -16,11 +16,28 @@ from ansible.module_utils.firstlight.planning.command import DIALECTS, engine_co
 REPOSITORY = Path(__file__).parents[2]
 FILES = REPOSITORY / "roles" / "inference_endpoint" / "files"
 ROWS = yaml.safe_load((REPOSITORY / "catalog" / "engine_releases.yml").read_text())
-KEYS = {"engine", "version", "runtime", "package", "lock", "launcher", "dialect", "devices",
-        "formats", "architectures", "minimum_python", "libraries", "extra_flags", "source"}
+KEYS = {"engine", "version", "runtime", "variant", "package", "lock", "launcher", "dialect",
+        "image", "tag", "digest", "entrypoint", "devices", "formats", "quantisations",
+        "architectures", "minimum_python", "libraries", "extra_flags", "cuda", "minimum_driver",
+        "full_driver", "compat_drivers", "capabilities", "ptx", "l4t", "torch", "triton",
+        "memory_utilisation", "cudagraph_profiled", "batch_defaults", "environment", "flags",
+        "removed_flags", "measured", "source"}
+# What every release has, and what those have besides that we install or that come as an image.
+ALWAYS = {"engine", "version", "runtime", "variant", "dialect", "devices", "formats",
+          "architectures", "flags", "source"}
+INSTALLED = {"package", "lock", "launcher", "minimum_python", "extra_flags"}
+PULLED = {"image", "tag", "cuda", "minimum_driver", "capabilities"}
+# On a Jetson the driver comes with the release of Jetson Linux.
+OF_JETSONS = PULLED - {"minimum_driver"}
 
-each_row = pytest.mark.parametrize(
-    "row", ROWS, ids=lambda row: "%(engine)s-%(version)s-%(runtime)s" % row)
+
+def each(rows):
+    return pytest.mark.parametrize(
+        "row", rows, ids=["%(engine)s-%(version)s-%(runtime)s-%(variant)s" % row for row in rows])
+
+
+each_row = each(ROWS)
+each_installed_row = each([row for row in ROWS if row["lock"]])
 
 
 def numbers(version):
@@ -45,7 +62,8 @@ def decided_by_the_plan(row):
 
 
 def test_rows_are_sorted_and_each_is_there_once():
-    order = [(row["engine"], numbers(row["version"]), row["runtime"]) for row in ROWS]
+    order = [(row["engine"], numbers(row["version"]), row["runtime"], row["variant"])
+             for row in ROWS]
     assert order == sorted(set(order))
     assert order
 
@@ -53,7 +71,15 @@ def test_rows_are_sorted_and_each_is_there_once():
 @each_row
 def test_a_row_has_every_key_and_no_other(row):
     assert set(row) == KEYS
-    assert all(row[key] for key in KEYS - {"libraries", "extra_flags"})
+    pulled = OF_JETSONS if row["variant"].startswith("l4t") else PULLED
+    needed = INSTALLED if row["runtime"] == "native" else pulled
+    assert [key for key in sorted(ALWAYS | needed) if not row[key]] == []
+
+
+@each_row
+def test_a_release_is_installed_or_pulled_and_not_both(row):
+    assert bool(row["lock"]) == bool(row["launcher"]) == (row["runtime"] == "native")
+    assert bool(row["image"]) == bool(row["tag"]) == (row["runtime"] == "docker")
 
 
 @each_row
@@ -65,8 +91,10 @@ def test_a_row_has_a_source_that_can_be_checked(row):
 @each_row
 def test_numbers_that_yaml_would_round_are_text(row):
     assert isinstance(row["version"], str)
-    assert isinstance(row["minimum_python"], str)
-    assert len(numbers(row["minimum_python"])) == 2
+    for key in ("minimum_python", "cuda", "torch", "triton", "memory_utilisation"):
+        assert isinstance(row[key], str), key
+    for key in ("minimum_python", "cuda"):
+        assert not row[key] or len(numbers(row[key])) == 2, key
 
 
 @each_row
@@ -76,7 +104,7 @@ def test_an_engine_and_a_runtime_are_those_of_the_contract(row):
     assert row["dialect"] in DIALECTS
 
 
-@each_row
+@each_installed_row
 def test_the_lock_locks_the_version_of_the_row_with_hashes(row):
     lock = (FILES / row["lock"]).read_text()
     assert re.findall(r"^(\S+)==(\S+)", lock, re.M) == [(row["package"], row["version"])]
@@ -91,14 +119,14 @@ def test_a_library_has_a_package_on_every_family_that_is_known(row):
         assert all(re.fullmatch(r"[a-z0-9.+-]+", name) for name in library["packages"].values())
 
 
-@each_row
+@each_installed_row
 def test_every_extra_flag_is_one_of_the_launcher(row):
     known = {spelling for flag in launcher_flags(row) for spelling in flag}
     assert set(row["extra_flags"]) <= known
     assert len(set(row["extra_flags"])) == len(row["extra_flags"])
 
 
-@each_row
+@each_installed_row
 def test_every_flag_of_the_launcher_is_the_users_or_the_plans(row):
     users, plans = set(row["extra_flags"]), decided_by_the_plan(row)
     for flag in launcher_flags(row):
@@ -106,6 +134,12 @@ def test_every_flag_of_the_launcher_is_the_users_or_the_plans(row):
         assert users.issuperset(flag) or users.isdisjoint(flag), flag
 
 
-@each_row
+@each_installed_row
 def test_every_flag_of_the_plan_is_one_of_the_launcher(row):
     assert decided_by_the_plan(row) <= {one for flag in launcher_flags(row) for one in flag}
+
+
+@each_installed_row
+def test_the_row_names_the_flags_of_the_plan(row):
+    assert decided_by_the_plan(row) <= set(row["flags"])
+    assert set(row["flags"]) <= {one for flag in launcher_flags(row) for one in flag}

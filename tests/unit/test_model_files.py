@@ -13,16 +13,30 @@ import pytest
 import strategies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from model_configs import CONFIGS
 
-from ansible.module_utils.firstlight import canary, model_files
+from ansible.module_utils.firstlight import canary, model_config, model_files
 from ansible.module_utils.firstlight.canary import tokenizer, weights
 from ansible.module_utils.firstlight.model_files import BadModel, describe
 from ansible.module_utils.firstlight.planning import plan
 
+# What a dense model with plain attention has none of.
+PLAIN = {
+    "vision": False, "kv_lora_rank": None, "rope_head_dim": None, "query_lora_rank": None,
+    "sliding_window": None, "sliding_layers": 0, "state_bytes_per_sequence": 0, "experts": None,
+    "experts_per_token": None, "moe_intermediate": None, "shared_intermediate": None,
+}
 CANARY_GEOMETRY = {
-    "architecture": "llama", "layers": weights.LAYERS, "hidden": weights.HIDDEN,
+    **PLAIN, "architecture": "llama", "layers": weights.LAYERS, "hidden": weights.HIDDEN,
     "heads": weights.HEADS, "kv_heads": weights.KV_HEADS, "head_dim": weights.HEAD_DIM,
-    "context": weights.CONTEXT, "vocabulary": tokenizer.VOCABULARY,
+    "value_head_dim": weights.HEAD_DIM, "context": weights.CONTEXT,
+    "vocabulary": tokenizer.VOCABULARY, "intermediate": weights.INTERMEDIATE,
+    "tied_embeddings": False, "attention_layers": weights.LAYERS, "dense_layers": weights.LAYERS,
+}
+QWEN_GEOMETRY = {
+    **PLAIN, "architecture": "qwen2", "layers": 24, "hidden": 896, "heads": 14, "kv_heads": 2,
+    "head_dim": 64, "value_head_dim": 64, "context": 32768, "attention_layers": 24,
+    "dense_layers": 24, "intermediate": None,
 }
 
 
@@ -46,6 +60,8 @@ def write_gguf(path, architecture="qwen2", tensors=("token_embd", "output"), **f
             writer.add_array(name, value)
         elif isinstance(value, str):
             writer.add_string(name, value)
+        elif isinstance(value, bool):
+            writer.add_bool(name, value)
         elif isinstance(value, float):
             writer.add_float32(name, value)
         else:
@@ -98,9 +114,8 @@ def test_a_gguf_file_of_the_gguf_package(tmp_path):
                       tokenizer__chat_template="{{ x }}",
                       tokenizer__ggml__tokens=["a", "b", "c"], **QWEN)
     found = described(path)
-    assert found["geometry"] == {
-        "architecture": "qwen2", "layers": 24, "hidden": 896, "heads": 14, "kv_heads": 2,
-        "head_dim": 64, "context": 32768, "vocabulary": 3}
+    assert found["geometry"] == {**QWEN_GEOMETRY, "vocabulary": 3, "tied_embeddings": None}
+    assert (found["quantisation_bits"], found["quantisation_group"]) == (None, None)
     assert (found["name"], found["quantisation"], found["chat_template"]) == ("Qwen", "Q8_0", True)
     assert found["bytes"] == path.stat().st_size
 
@@ -123,6 +138,127 @@ def test_a_geometry_is_known_or_null(tmp_path, case):
     fields, key, value = GEOMETRY[case]
     path = write_gguf(tmp_path / "m.gguf", **{**QWEN, **fields})
     assert described(path)["geometry"][key] == value
+
+
+def fields_of(architecture, **fields):
+    """Fields of an architecture, with the layers, heads and width of QWEN where they are not."""
+    plain = {"block_count": 4, "embedding_length": 896, "attention__head_count": 14}
+    return {"%s__%s" % (architecture, name): value for name, value in {**plain, **fields}.items()}
+
+
+WINDOW = {"attention__sliding_window": 64}
+MAMBA = {"ssm__conv_kernel": 4, "ssm__inner_size": 1792, "ssm__state_size": 16}
+MAMBA_1 = 4 * (3 * 1792 + 1792 * 16)
+MAMBA_2 = 4 * (3 * (1792 + 2 * 2 * 16) + 1792 * 16)
+LATENT = {"attention__kv_lora_rank": 512, "attention__q_lora_rank": 1536,
+          "rope__dimension_count": 64}
+EXPERTS = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 96,
+           "feed_forward_length": 512}
+LAYERS_OF_EXPERTS = ["blk.1.ffn_gate_exps.weight", "blk.1.ffn_up_exps.weight",
+                     "blk.3.ffn_up_exps.weight", "blk.0.ffn_gate.weight"]
+SHAPES = {
+    "a window in every second layer": ("gemma2", WINDOW, {
+        "sliding_window": 64, "sliding_layers": 2, "attention_layers": 4}),
+    "the window of its loader": ("gemma2", {}, {"sliding_window": 4096, "sliding_layers": 2}),
+    "a window that is off": ("gemma2", {"attention__sliding_window": 0}, {
+        "sliding_window": None, "sliding_layers": 0}),
+    "no window": ("gemma3", {}, {"sliding_window": None, "sliding_layers": 0}),
+    "a pattern of its own": (
+        "gemma3", {**WINDOW, "attention__sliding_window_pattern": 4}, {"sliding_layers": 3}),
+    "windows by layer": (
+        "new", {**WINDOW, "attention__sliding_window_pattern": [True, False, False, False]},
+        {"sliding_layers": 1}),
+    "windows in none": (
+        "new", {**WINDOW, "attention__sliding_window_pattern": [False] * 4},
+        {"sliding_window": None, "sliding_layers": 0}),
+    "windows by layers that are not these": (
+        "new", {**WINDOW, "attention__sliding_window_pattern": [True]},
+        {"sliding_window": 64, "sliding_layers": None}),
+    "a window of unknown layers": ("new", WINDOW, {
+        "sliding_window": 64, "sliding_layers": None}),
+    "values of another size": (
+        "new", {"attention__key_length": 192, "attention__value_length": 128},
+        {"head_dim": 192, "value_head_dim": 128}),
+    "one latent": ("deepseek2", {
+        **LATENT, "attention__key_length": 576, "attention__value_length": 512,
+        "attention__key_length_mla": 192, "attention__value_length_mla": 128}, {
+        "kv_lora_rank": 512, "rope_head_dim": 64, "query_lora_rank": 1536, "head_dim": 192,
+        "value_head_dim": 128}),
+    "one latent, by an older converter": ("deepseek2", {
+        **LATENT, "attention__key_length": 192, "attention__value_length": 128}, {
+        "kv_lora_rank": 512, "head_dim": 192, "value_head_dim": 128}),
+    "one latent of unknown heads": ("deepseek2", LATENT, {
+        "kv_lora_rank": 512, "head_dim": None, "value_head_dim": None}),
+    "experts": ("qwen3moe", EXPERTS, {
+        "experts": 8, "experts_per_token": 2, "moe_intermediate": 96, "intermediate": 512,
+        "shared_intermediate": None, "dense_layers": 2}),
+    "shared experts": ("deepseek2", {**EXPERTS, "expert_shared_count": 2}, {
+        "shared_intermediate": 192}),
+    "a shared width": ("qwen2moe", {**EXPERTS, "expert_shared_feed_forward_length": 77}, {
+        "shared_intermediate": 77}),
+    "experts of a Mixtral": (
+        "llama", {"expert_count": 8, "feed_forward_length": 512}, {"moe_intermediate": 512}),
+    "experts of no width": ("new", {"expert_count": 8, "feed_forward_length": 512}, {
+        "moe_intermediate": None}),
+    "attention in one layer": (
+        "jamba", {**MAMBA, "attention__head_count_kv": [0, 0, 2, 0]},
+        {"attention_layers": 1, "state_bytes_per_sequence": 3 * MAMBA_1, "kv_heads": 2}),
+    "MLPs of their own": (
+        "nemotron_h", {**MAMBA, "ssm__group_count": 2, "attention__head_count_kv": [0, 0, 2, 0],
+                       "feed_forward_length": [0, 512, 0, 0]},
+        {"attention_layers": 1, "state_bytes_per_sequence": 2 * MAMBA_2}),
+    "MLPs that are not said": (
+        "nemotron_h", {**MAMBA, "attention__head_count_kv": [0, 0, 2, 0]},
+        {"attention_layers": 1, "state_bytes_per_sequence": None}),
+    "attention by interval": (
+        "qwen3next", {**MAMBA, "ssm__group_count": 2, "full_attention_interval": 4},
+        {"attention_layers": 1, "state_bytes_per_sequence": 3 * MAMBA_2}),
+    "attention and Mamba in each layer": ("falcon-h1", MAMBA, {
+        "attention_layers": 4, "state_bytes_per_sequence": 4 * MAMBA_1}),
+    "Mamba alone": ("mamba", MAMBA, {
+        "attention_layers": 0, "state_bytes_per_sequence": 4 * MAMBA_1}),
+    "short convolutions": (
+        "lfm2", {"shortconv__l_cache": 3, "attention__head_count_kv": [0, 2, 0, 0]},
+        {"attention_layers": 1, "state_bytes_per_sequence": 3 * 4 * 2 * 896}),
+    "a hybrid that is not known": ("new", MAMBA, {
+        "attention_layers": None, "state_bytes_per_sequence": None}),
+    "layers without attention": ("deci", {"attention__head_count_kv": [2, 0, 2, 2]}, {
+        "attention_layers": 3, "state_bytes_per_sequence": 0}),
+    "no heads": ("rwkv7", {"attention__head_count": 0}, {"attention_layers": None}),
+    "no layers": ("llama", {"block_count": 0}, {
+        "attention_layers": None, "sliding_layers": None, "dense_layers": None,
+        "state_bytes_per_sequence": None}),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_the_shape_of_a_gguf_file(tmp_path, case):
+    architecture, fields, wanted = SHAPES[case]
+    path = write_gguf(tmp_path / "m.gguf", architecture, LAYERS_OF_EXPERTS,
+                      **fields_of(architecture, **fields))
+    found = described(path)["geometry"]
+    assert set(found) == set(model_config.GEOMETRY_KEYS)
+    assert {key: found[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(("tensors", "tied"), [
+    (["token_embd.weight"], True), (["token_embd.weight", "output.weight"], False),
+    (["other"], None)])
+def test_a_gguf_file_without_a_head_has_that_of_its_embeddings(tmp_path, tensors, tied):
+    path = write_gguf(tmp_path / "m.gguf", tensors=tensors, **QWEN)
+    assert described(path)["geometry"]["tied_embeddings"] is tied
+
+
+def test_the_tensors_of_a_split_gguf_file_are_those_of_all_parts(tmp_path):
+    for number, names in enumerate((["token_embd.weight", "blk.0.a"], ["blk.1.a"],
+                                    ["output.weight"])):
+        write_gguf(tmp_path / ("m-%05d-of-00003.gguf" % (number + 1)), tensors=names,
+                   split__count=3, **(QWEN if number == 0 else {}))
+    found = described(tmp_path / "m-00001-of-00003.gguf")
+    # Each is of 4 x 32 numbers of 4 bytes.
+    assert found["tensors"] == {
+        "embedding_bytes": 512, "head_bytes": 512, "other_bytes": 1024}
+    assert found["geometry"]["tied_embeddings"] is False
 
 
 @pytest.mark.parametrize("file_type", [9999, [1, 2], "Q8_0", 1.5])
@@ -178,6 +314,16 @@ def test_what_is_no_gguf_file_is_said_to_be_none(tmp_path, case):
     complaint(tmp_path / "m.gguf")
 
 
+def test_a_gguf_file_whose_tensors_overlap_is_refused(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", tensors=["a", "b"], **QWEN)
+    content = path.read_bytes()
+    of_b = b"b" + struct.pack("<IQQIQ", 2, 32, 4, 0, 512)
+    assert content.count(of_b) == 1
+    content = content.replace(of_b, of_b[:-8] + bytes(8))
+    path.write_bytes(content[:-512])
+    assert "overlap" in complaint(path)
+
+
 @pytest.mark.parametrize("alignment", [0, "32", [32], 1.5])
 def test_an_alignment_that_is_no_size_is_refused(tmp_path, alignment):
     path = write_gguf(tmp_path / "m.gguf", general__alignmenu=alignment, **QWEN)
@@ -216,7 +362,9 @@ def test_a_tensor_of_a_type_that_is_not_known_is_not_called_truncated(tmp_path):
     of_type = struct.pack("<QQI", 32, 4, 0)
     assert content.count(of_type) == 1
     path.write_bytes(content.replace(of_type, struct.pack("<QQI", 32, 4, 9999)))
-    assert described(path)["geometry"]["layers"] == 24
+    found = described(path)
+    assert found["geometry"]["layers"] == 24
+    assert found["tensors"] is None
 
 
 @pytest.fixture(scope="session")
@@ -248,8 +396,11 @@ def describe_or_complain(path):
         found = described(path)
     except BadModel:
         return
-    assert all(value is None or value > 0 for key, value in found["geometry"].items()
-               if key != "architecture")
+    assert all(value is None or isinstance(value, int) and value >= 0
+               for key, value in found["geometry"].items() if key != "architecture")
+    if found["tensors"]:
+        assert min(found["tensors"].values()) >= 0
+        assert sum(found["tensors"].values()) <= found["bytes"]
     json.dumps(found)
 
 
@@ -333,8 +484,7 @@ def directory(tmp_path):
 def test_a_directory_of_safetensors(directory):
     found = described(directory)
     assert found["geometry"] == {
-        "architecture": "qwen2", "layers": 24, "hidden": 896, "heads": 14, "kv_heads": 2,
-        "head_dim": 64, "context": 32768, "vocabulary": 151936}
+        **QWEN_GEOMETRY, "vocabulary": 151936, "tied_embeddings": False}
     assert (found["name"], found["quantisation"], found["files"]) == ("qwen", "BF16", 1)
     assert found["chat_template"] is False
 
@@ -349,11 +499,76 @@ def test_the_quantisation_is_that_of_the_config_or_of_most_tensors(
     assert described(directory)["quantisation"] == quantisation
 
 
-@pytest.mark.parametrize("value", ["24", 24.5, -1, 0, True, [24], {}, None])
-def test_a_number_of_the_config_that_is_no_count_is_null(directory, value):
-    (directory / "config.json").write_text(json.dumps(dict.fromkeys(CONFIG, value)))
+@pytest.mark.parametrize(("name", "method", "bits", "group"), [
+    ("Qwen2.5-7B-AWQ", "awq", 4, 128), ("Llama-3.1-70B-FP8", "compressed-tensors", 8, None),
+    ("Qwen2.5-7B", "BF16", None, None)])
+def test_quantised_weights_have_bits_and_groups(directory, name, method, bits, group):
+    (directory / "config.json").write_text(json.dumps(CONFIGS[name]))
+    found = described(directory)
+    assert (found["quantisation"], found["quantisation_bits"], found["quantisation_group"]) == (
+        method, bits, group)
+
+
+@pytest.mark.parametrize("value", ["24", 24.5, -1, 0, True, [24], {}])
+def test_numbers_of_the_config_that_are_no_counts_are_refused_all_at_once(directory, value):
+    fields = [key for key in CONFIG if key != "model_type"]
+    (directory / "config.json").write_text(json.dumps(
+        {**CONFIG, **dict.fromkeys(set(fields) - {"num_key_value_heads"}, value)}))
+    said = complaint(directory)
+    assert str(directory / "config.json") in said
+    for field in set(fields) - {"num_key_value_heads"}:
+        assert "%s is " % field in said
+
+
+def test_numbers_that_the_config_leaves_out_are_null(directory):
+    (directory / "config.json").write_text(json.dumps(dict.fromkeys(CONFIG)))
     geometry = described(directory)["geometry"]
-    assert {geometry[key] for key in geometry if key != "architecture"} == {None}
+    assert {geometry[key] for key in geometry if key not in ("vision", "tied_embeddings")} == {None}
+
+
+def test_a_config_that_contradicts_itself_is_refused(directory):
+    (directory / "config.json").write_text(json.dumps({
+        **CONFIG, "num_key_value_heads": 5, "layer_types": ["full_attention"]}))
+    said = complaint(directory)
+    assert "not a multiple of num_key_value_heads" in said
+    assert "layer_types has 1 layers" in said
+
+
+def weights_of(*names, size=32):
+    return {name: {"dtype": "BF16", "shape": [size // 2],
+                   "data_offsets": [size * number, size * number + size]}
+            for number, name in enumerate(names)}
+
+
+TABLES = {
+    "both": (["model.embed_tokens.weight", "lm_head.weight"], (32, 32, 0), False),
+    "one": (["model.embed_tokens.weight", "model.norm.weight"], (32, 0, 32), True),
+    "other names": (["transformer.wte.weight", "output.weight"], (32, 32, 0), False),
+    "a quantised head": (["lm_head.qweight", "lm_head.scales"], (0, 64, 0), None),
+    "names that only look so": (
+        ["a.attention.output.weight", "embed_tokens_per_layer.weight"], (0, 0, 64), None),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_the_tables_of_a_directory_are_told_from_the_rest(directory, case):
+    names, sizes, tied = TABLES[case]
+    # A class whose default is not known, so that the tensors say whether they are tied.
+    (directory / "config.json").write_text(json.dumps({**CONFIG, "model_type": "new"}))
+    (directory / "model.safetensors").write_bytes(safetensors_file(weights_of(*names)))
+    found = described(directory)
+    assert tuple(found["tensors"][key] for key in (
+        "embedding_bytes", "head_bytes", "other_bytes")) == sizes
+    assert found["geometry"]["tied_embeddings"] is tied
+
+
+def test_the_tensors_of_all_files_are_added(directory):
+    (directory / "model.safetensors").write_bytes(safetensors_file(
+        weights_of("model.embed_tokens.weight", "a")))
+    (directory / "more.safetensors").write_bytes(safetensors_file(
+        weights_of("lm_head.weight", "b", size=16)))
+    assert described(directory)["tensors"] == {
+        "embedding_bytes": 32, "head_bytes": 16, "other_bytes": 48}
 
 
 @pytest.mark.parametrize(("name", "content", "there"), [
@@ -403,6 +618,9 @@ BAD_HEADERS = {
     "one offset": {"a": {"dtype": "F32", "data_offsets": [0]}},
     "offsets in words": {"a": {"dtype": "F32", "data_offsets": [0, "end"]}},
     "offsets without end": b'{"a": {"dtype": "F32", "data_offsets": [0, Infinity]}}',
+    "an end before the start": {"a": {"dtype": "F32", "data_offsets": [9, 4]}},
+    "a start before the file": {"a": {"dtype": "F32", "data_offsets": [-4, 4]}},
+    "tensors over each other": {name: {"dtype": "F32", "data_offsets": [0, 8]} for name in "ab"},
     "an end beyond the file": {"a": {"dtype": "F32", "data_offsets": [0, 65]}},
     "nested beyond reason": b'{"a":' * 10**5,
 }
@@ -436,7 +654,8 @@ def test_a_safetensors_file_with_any_bytes_changed_is_described_or_refused(direc
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=st.dictionaries(
-    st.sampled_from([*CONFIG, "head_dim", "quantization_config"]), strategies.JSON))
+    st.sampled_from([*CONFIG, "head_dim", "quantization_config", "text_config"]),
+    strategies.JSON))
 def test_a_config_of_any_values_is_described_or_refused(directory, config):
     (directory / "config.json").write_text(json.dumps(config))
     describe_or_complain(directory)

@@ -7,6 +7,7 @@ import os
 
 import model_info
 import pytest
+import yaml
 
 from ansible.module_utils.firstlight import canary
 
@@ -36,6 +37,23 @@ def test_models_come_by_path_and_the_rest_as_findings_in_one_call(
     assert list(result["models"]) == [str(model)]
     assert result["models"][str(model)]["format"] == "gguf"
     assert [one["subject"] for one in result["findings"]] == [missing]
+
+
+def test_what_a_model_is_has_the_keys_of_the_documented_sample(run_module, model):
+    [sample] = yaml.safe_load(model_info.RETURN)["models"]["sample"].values()
+    found = run_module(model_info.main, paths=[str(model)])["models"][str(model)]
+    assert list(found) == list(sample)
+    for key in ("geometry", "tensors"):
+        assert list(found[key]) == list(sample[key])
+
+
+def test_a_config_that_contradicts_itself_is_damage_that_names_the_fields(run_module, tmp_path):
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 0, "vocab_size": -1}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    found = only_finding(run_module, tmp_path)
+    assert found["id"] == "model-damaged"
+    assert "num_hidden_layers is 0" in found["found"]
+    assert "vocab_size is -1" in found["found"]
 
 
 def test_no_path_is_nothing_to_read(run_module):

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plan as argv and environment, in the dialect of its engine release."""
+"""A plan as argv and environment, in the dialect of its engine release.
+
+Nothing of it goes through a shell, and device lists have no quotes: those of ``docker run --gpus
+'"device=0,1"'`` are for that command line's CSV alone (docker/cli, opts/gpus.go).
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,33 @@ import posixpath
 from typing import Any, Dict, List
 
 Command = Dict[str, Any]
-"""``{argv: [str], env: {str: str}}``; nothing of it goes through a shell."""
+"""``{argv: [str], env: {str: str}}``. A container is given the first word as its entry point, so
+that nothing depends on the image's own."""
 
 
 def engine_command(plan: Dict[str, Any]) -> Command:
-    """The engine's command.
+    """The engine's command, the same in a container and beside one.
 
     :param plan: a plan of :func:`.plan.deployment_plan`; its ``command`` and ``hash`` are not
         read.
     :raises KeyError: for a dialect that no function here speaks.
     """
-    return DIALECTS[plan["dialect"]](plan)
+    argv = DIALECTS[plan["dialect"]](plan)
+    return {"argv": argv + plan["extra_args"], "env": dict(sorted(_environment(plan).items()))}
 
 
-def _llama_server(plan: Dict[str, Any]) -> Command:
-    argv: List[str] = [
-        posixpath.join(plan["venv"], "bin", "python"),
-        posixpath.join(plan["venv"], "bin", plan["launcher"]),
+def _environment(plan: Dict[str, Any]) -> Dict[str, str]:
+    """What every engine is given, and what is known to be needed by this one."""
+    env = {"PYTHONUNBUFFERED": "1", **plan["env"]}
+    if plan["runtime"] == "native" and plan["gpus"]:
+        # A container sees only its devices, and by other numbers: it must not be told again.
+        env.update(CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=",".join(plan["gpus"]))
+    return env
+
+
+def _llama_server(plan: Dict[str, Any]) -> List[str]:
+    argv = [
+        *_llama_program(plan),
         "--model", plan["model"]["path"],
         "--alias", plan["model"]["served_name"],
         "--host", plan["bind"],
@@ -34,7 +48,47 @@ def _llama_server(plan: Dict[str, Any]) -> Command:
         # Old prompts in RAM beyond the KV pool are memory that no plan knows of.
         "--cache-ram", "0",
     ]
-    return {"argv": argv + list(plan["extra_args"]), "env": {"PYTHONUNBUFFERED": "1"}}
+    return argv + plan["flags"]
 
 
-DIALECTS = {"llama_server": _llama_server}
+def _llama_program(plan: Dict[str, Any]) -> List[str]:
+    if plan["engine_binary"]:
+        return [plan["engine_binary"]]
+    if plan["launcher"]:
+        return [posixpath.join(plan["venv"], "bin", "python"),
+                posixpath.join(plan["venv"], "bin", plan["launcher"])]
+    return plan["entrypoint"] or ["llama-server"]
+
+
+def _vllm_serve(plan: Dict[str, Any]) -> List[str]:
+    if plan["engine_python"]:
+        return _vllm_api_server(plan)
+    return ["vllm", "serve", plan["model"]["path"], *_vllm_flags(plan)]
+
+
+def _vllm_api_server(plan: Dict[str, Any]) -> List[str]:
+    return [plan["engine_python"] or "python3", "-m", "vllm.entrypoints.openai.api_server",
+            "--model", plan["model"]["path"], *_vllm_flags(plan)]
+
+
+def _vllm_flags(plan: Dict[str, Any]) -> List[str]:
+    argv = [
+        "--served-model-name", plan["model"]["served_name"],
+        "--host", plan["bind"],
+        "--port", str(plan["port"]),
+        "--max-model-len", str(plan["context"]),
+        "--gpu-memory-utilization", "%.3f" % plan["utilisation"],
+        "--max-num-batched-tokens", str(plan["batched_tokens"]),
+        "--max-num-seqs", str(plan["sequences"]),
+        "--tensor-parallel-size", str(plan["tensor_parallel"]),
+    ]
+    if plan["pipeline_parallel"] > 1:
+        argv += ["--pipeline-parallel-size", str(plan["pipeline_parallel"])]
+    return argv + plan["flags"]
+
+
+DIALECTS = {
+    "llama_server": _llama_server,
+    "vllm_api_server": _vllm_api_server,
+    "vllm_serve": _vllm_serve,
+}

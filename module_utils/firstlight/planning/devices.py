@@ -37,7 +37,8 @@ def select_devices(
     :param wanted: ``where`` and ``name`` of the endpoint; ``count``, a number or ``all``;
         ``uuids`` that the user names, else none, and ``keep``, those it has now (both lists);
         ``tensor_parallel``: they work as one, so NVLink counts; ``memory_bytes``, the least that
-        each must have free; ``share``: others may hold memory of them too.
+        each must have free; ``share``: others may hold memory of them too; ``taken``: devices of
+        other endpoints, by UUID, with the endpoint's name.
     :param health: what :func:`.health.host_health` returned.
     :param held: ``{pids: [...], bytes: {uuid: n}}`` of the endpoint as it runs now: its processes,
         and what it is known to hold of devices that do not tell (it may be left out). Both are free
@@ -104,10 +105,13 @@ def _candidate(facts: Facts, wanted: Wanted, health: Dict[str, Any], held: Dict[
         free += (held.get("bytes") or {}).get(uuid, 0) if holders is None or None in own else sum(
             own)
     verdict = health["devices"].get(key_of(device), "bad")
+    # A whole GPU is gone with any slice of it, and a slice with the whole.
+    taken = wanted["taken"].get(uuid) or wanted["taken"].get(key_of(device))
     title = title_of(device) if piece is None else "slice %s of %s" % (uuid, title_of(device))
     label = "devices[%d]" % device["index"]
     objections = (
         (why_out, why_out),
+        (taken, "it is for the endpoint %s" % taken),
         (verdict == "bad", "its health is bad: %s" % _ailments(health, device)),
         (free is None, "its free memory is not known: %s" % _reason(
             facts, "memory.available_bytes" if shared else label + ".memory_free_bytes")),

@@ -36,6 +36,21 @@ def against_host(
     return findings
 
 
+def startable(plans: List[Dict[str, Any]]) -> List[Finding]:
+    """Plans that this release decides and cannot start yet: nothing is touched for them.
+
+    :param plans: ``endpoints`` of :func:`.plan.deployment_plan`.
+    """
+    return [
+        finding("plan-runtime-not-ready", "inference_endpoints (%s)" % plan["name"],
+                "%s %s as %s" % (plan["engine"], plan["engine_version"],
+                                 plan["image"] or "a program of the host"),
+                "an engine that this release starts: those it installs itself (native, on the CPU)",
+                "gpus: 0 with a GGUF serves on the CPU; playbooks/plan.yml shows the plan")
+        for plan in plans if plan["runtime"] != "native" or not plan["lock"]
+    ]
+
+
 def _port(request: Request, state: Dict[str, Any]) -> List[Finding]:
     holder = state["ports"].get(str(request["port"]))
     if holder is None:
@@ -83,6 +98,13 @@ def _teardown(name: str, root: str) -> str:
 
 def _model(request: Request, models: Dict[str, Any]) -> List[Finding]:
     """The findings of ``model_info``, with the variable to change in them."""
+    if request["model_kind"] == "repo":
+        subject = "%s.model" % request["where"]
+        return [finding(
+            "endpoint-model-not-fetched", subject, "the repository id %s" % request["model"],
+            "`canary`, or the absolute path of a model that is on the host",
+            "%s: fetch the model and give its path (this release does not fetch; if a path was "
+            "meant, make it absolute)" % subject)]
     if request["model_kind"] != "path":
         return []
     return [

@@ -1,36 +1,181 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory a model needs on a host, and the context that fits."""
+"""The memory of an engine on one device: a breakdown in bytes, and how far it may be off.
+
+The forms are read in the engines' sources, the numbers are measured: catalog/engine_costs.yml.
+
+vLLM plans with a share of the device. From that share it takes the weights, the peak of a batch of
+``max_num_batched_tokens`` (or of the sampler, if that is higher) and what CUDA graphs need; the
+rest is the cache. CUDA's context, NCCL's buffers and, with its second model runner, buffers and
+graphs come on top of the share (vllm/v1/worker/gpu_worker.py, determine_available_memory).
+"""
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, NamedTuple, Optional
 
-# Share of all RAM that one CPU engine may plan with; the rest is the system's and the page
-# cache's. Of the total, not of what is free now: a plan must not change with the load.
-SHARE_OF_RAM = 0.8
-# llama.cpp's compute buffers and code on CPU: an assumption on the safe side for small models.
-# A passport's observed memory shows how far it is off.
-OVERHEAD_BYTES = 512 * 2**20
-# On CPU a longer context costs time and memory that few want by default; ask for it to get it.
-AUTO_CONTEXT_LIMIT = 8192
-CONTEXT_STEP = 256
+from . import kv, weights
+
+Costs = Dict[str, Any]
+Model = Dict[str, Any]
 
 
-def kv_bytes_per_token(geometry: Dict[str, Any]) -> Optional[int]:
-    """Bytes of f16 keys and values per token over all layers; ``None`` if the shape is unknown."""
-    needed = [geometry.get(key) for key in ("layers", "kv_heads", "head_dim")]
-    if not all(needed):
-        return None
-    layers, kv_heads, head_dim = (int(part) for part in needed if part)
-    return 2 * layers * kv_heads * head_dim * 2
+class Layout(NamedTuple):
+    """How a model lies on devices."""
+
+    tensor_parallel: int
+    stages: int
+    """Parts of the layers, one after the other (pipeline parallel; llama.cpp's split of layers)."""
+
+    @property
+    def devices(self) -> int:
+        """How many devices there are."""
+        return self.tensor_parallel * self.stages
 
 
-def budget_bytes(total_bytes: int) -> int:
-    """What one CPU engine may plan with on a host with that much RAM."""
-    return int(total_bytes * SHARE_OF_RAM)
+class Settings(NamedTuple):
+    """What of the engine's flags and of the release decides about memory."""
+
+    batched_tokens: int
+    sequences: int
+    key_type: str = "auto"
+    value_type: str = "auto"
+    eager: bool = False
+    second_runner: bool = False
 
 
-def largest_context(room_bytes: int, per_token: int, trained: Optional[int]) -> int:
-    """The largest context that fits, in tokens, in steps of 256; 0 when none does."""
-    fits = max(0, room_bytes) // per_token // CONTEXT_STEP * CONTEXT_STEP
-    return min(fits, trained) if trained else fits
+class Fixed(NamedTuple):
+    """What a device needs before it has any cache, in bytes."""
+
+    weights: int
+    activation: int
+    """The peak of a batch, and what the engine holds beside PyTorch."""
+    graphs: int
+    context: int
+    """CUDA's context and buffers of communication."""
+    graphs_in_share: bool
+    """Whether graphs come out of the engine's share."""
+
+    @property
+    def in_share(self) -> int:
+        """What comes out of the engine's share."""
+        return self.weights + self.activation + (self.graphs if self.graphs_in_share else 0)
+
+    @property
+    def outside(self) -> int:
+        """What comes on top of the engine's share."""
+        return self.context + (0 if self.graphs_in_share else self.graphs)
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.activation + self.graphs + self.context
+
+
+def costs_of(engine: str, rows: Any) -> Costs:
+    """The numbers of one engine from ``catalog/engine_costs.yml``."""
+    return {row["name"]: row["value"] for row in rows if row["engine"] == engine}
+
+
+def vllm(model: Model, layout: Layout, settings: Settings, costs: Costs) -> Fixed:
+    """What vLLM needs on the device that has most of the model."""
+    shape, parallel = model["geometry"], layout.devices > 1
+    other = costs["other_parallel_bytes" if parallel else "other_bytes"]
+    context = costs["context_parallel_bytes" if parallel else "context_bytes"]
+    graphs = 0
+    if settings.second_runner:
+        context += settings.sequences * shape["vocabulary"] * 4 + costs["second_buffer_bytes"]
+    if not settings.eager:
+        graphs = _graphs(shape, layout, settings, costs)
+    return Fixed(
+        weights.vllm_bytes(model, layout.tensor_parallel, layout.stages)
+        + (costs["latent_load_bytes"] if shape["kv_lora_rank"] else 0),
+        activation_bytes(shape, layout, settings, costs) + other, graphs, context,
+        not settings.second_runner)
+
+
+def activation_bytes(shape: Dict[str, Any], layout: Layout, settings: Settings,
+                     costs: Costs) -> int:
+    """The peak of a batch, in bytes: of the layers or of the sampler, whichever is higher.
+
+    Grows with the batch, with the widths of the model and with the vocabulary; falls as tensor
+    parallel splits the layers.
+    """
+    tokens, sequences, split = settings.batched_tokens, settings.sequences, layout.tensor_parallel
+    hidden = 2 * shape["hidden"]
+    experts = _expert_workspace(shape, split)
+    mlp = costs["mlp_copies"] * 2 * (shape["intermediate"] or 0) // split
+    if shape["experts"]:
+        query = 2 * shape["heads"] * shape["head_dim"] // split
+        mlp = max(mlp, experts + costs["query_copies"] * query)
+    compiled = 0 if settings.eager else costs["compiled_bytes"]
+    layers = costs["workspace_bytes"] + compiled + tokens * (costs["hidden_copies"] * hidden + mlp)
+    if split == 1 and not settings.eager:
+        # At a first start the compiler holds a copy of the embedding; seen on one device only.
+        layers = max(layers, shape["vocabulary"] * hidden
+                     + costs["embedding_hidden_copies"] * hidden * tokens
+                     + (costs["latent_compile_bytes"] if shape["kv_lora_rank"] else 0))
+    sampler = (costs["workspace_bytes"] + tokens * (hidden + experts) + sequences * hidden
+               + int(sequences * shape["vocabulary"] * _logit_bytes(settings, costs)))
+    if not settings.second_runner:
+        sampler += costs["sampler_fixed_bytes"]
+    return int(max(layers, sampler)) + (costs["vision_bytes"] if shape["vision"] else 0)
+
+
+def _expert_workspace(shape: Dict[str, Any], split: int) -> int:
+    """Bytes a token of the two workspaces of the experts' kernel; they stay once taken."""
+    if not shape["experts"]:
+        return 0
+    width, hidden = shape["moe_intermediate"] // split, shape["hidden"]
+    return int(2 * shape["experts_per_token"] * (max(2 * width, hidden) + max(width, hidden)))
+
+
+def _logit_bytes(settings: Settings, costs: Costs) -> float:
+    if settings.second_runner:
+        return float(costs["sampler_bytes_second"])
+    small, large = costs["sampler_bytes_small"], costs["sampler_bytes"]
+    way = min(1.0, max(0.0, (settings.sequences - 256) / (1024 - 256)))
+    return float(small + (large - small) * way)
+
+
+def _graphs(shape: Dict[str, Any], layout: Layout, settings: Settings, costs: Costs) -> int:
+    layers = -(-shape["layers"] // layout.stages)
+    if settings.second_runner:
+        return int(costs["second_graph_bytes"] + layers * costs["second_graph_layer_bytes"])
+    width = costs["graph_hidden_bytes" if settings.sequences > 256 else "graph_hidden_bytes_small"]
+    return int(costs["graph_base_bytes"] + shape["hidden"] * width
+               + layers * costs["graph_layer_bytes"])
+
+
+def compute_bytes(shape: Dict[str, Any], settings: Settings, costs: Costs) -> int:
+    """llama.cpp's compute buffers."""
+    return settings.batched_tokens * (shape["vocabulary"] + 8 * shape["hidden"]) * 4
+
+
+def llama_cpp(model: Model, layout: Layout, settings: Settings, costs: Costs,
+              on_gpu: bool) -> Fixed:
+    """What llama.cpp needs on a GPU, or in RAM."""
+    shape = model["geometry"]
+    compute = compute_bytes(shape, settings, costs)
+    if not on_gpu:
+        return Fixed(model["bytes"], compute, 0, costs["process_bytes"], True)
+    return Fixed(weights.llama_cpp_bytes(model, layout.stages), compute, 0,
+                 costs["context_bytes"], True)
+
+
+def cache_of(engine: str, model: Model, layout: Layout, settings: Settings,
+             costs: Costs) -> kv.Cache:
+    """The cache of the device that has most of it."""
+    of_vllm = engine == "vllm"
+    return kv.cache(
+        model["geometry"], layout.tensor_parallel, layout.stages,
+        kv.ELEMENT_BITS[settings.key_type], kv.ELEMENT_BITS[settings.value_type],
+        costs["block_tokens"], settings.batched_tokens, of_vllm)
+
+
+def observed(fixed: Fixed, seen: Optional[Dict[str, Any]]) -> Fixed:
+    """What was seen of the same engine, model and flags in place of what is reckoned."""
+    if not seen:
+        return fixed
+    return fixed._replace(**{
+        part: seen[part + "_bytes"] for part in ("weights", "activation", "graphs", "context")
+        if type(seen.get(part + "_bytes")) is int and seen[part + "_bytes"] >= 0})

@@ -21,6 +21,9 @@ DEFAULTS: Dict[str, Any] = {
     "model": None,
     "revision": None,
     "engine": "auto",
+    "engine_version": "auto",
+    "engine_python": None,
+    "engine_binary": None,
     "runtime": "auto",
     "port": 8000,
     "bind": "127.0.0.1",
@@ -31,6 +34,9 @@ DEFAULTS: Dict[str, Any] = {
     "extra_args": [],
 }
 LOOPBACK = ("127.0.0.1",)
+# Keys for an engine that the user brings, and which engine it is.
+OWN_ENGINES = {"engine_python": "vllm", "engine_binary": "llama_cpp"}
+VERSION = re.compile(r"auto|\d+(\.\d+)*([a-z0-9.+-]*)")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 # In a repository id neither part starts with a dot or a slash; in a path the first one does.
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -67,7 +73,8 @@ def _one(index: int, entry: Any) -> Tuple[Any, List[Finding]]:
     request = {key: entry.get(key, default) for key, default in DEFAULTS.items()}
     request["where"] = where
     findings = _unknown_keys(where, entry)
-    for check in (_name, _model, _choices, _port, _bind, _numbers, _gpus, _extra_args, _later):
+    for check in (_name, _model, _choices, _own_engine, _port, _bind, _numbers, _gpus, _extra_args,
+                  _later):
         findings.extend(check(where, request))
     return request, findings
 
@@ -110,11 +117,6 @@ def _model(where: str, request: Request) -> List[Finding]:
         request["model_kind"] = "path"
     elif REPO_ID.match(model) and not model.endswith(".gguf"):
         request["model_kind"] = "repo"
-        return [_bad(
-            where + ".model", "model-not-fetched", "the repository id %s" % model,
-            "`canary`, or the absolute path of a model that is on the host",
-            remedy="%s.model: fetch the model and give its path (this release does not fetch; "
-            "if a path was meant, make it absolute)" % where)]
     else:
         return [_bad(where + ".model", "model-path-not-absolute", repr(model),
                      "`canary`, or the absolute path of a model on the host")]
@@ -129,6 +131,38 @@ def _choices(where: str, request: Request) -> List[Finding]:
             hint = "; did you mean %s?" % near[0] if near else ""
             findings.append(_bad("%s.%s" % (where, key), "unknown-" + key, repr(request[key]),
                                  "one of %s%s" % (", ".join(choices), hint)))
+    return findings
+
+
+def _own_engine(where: str, request: Request) -> List[Finding]:
+    """An engine of the user's own: a path, and the version that the plan is to take it for."""
+    findings = []
+    version = request["engine_version"]
+    if isinstance(version, (int, float)) and not isinstance(version, bool):
+        findings.append(_bad(where + ".engine_version", "bad-engine-version", repr(version),
+                             "auto, or a version in quotes: YAML reads it as a number"))
+    elif not isinstance(version, str) or not VERSION.fullmatch(version):
+        findings.append(_bad(where + ".engine_version", "bad-engine-version", repr(version),
+                             "auto, or a version such as 0.24.0"))
+    given = [key for key in OWN_ENGINES if request[key] is not None]
+    for key in given:
+        path = request[key]
+        if not isinstance(path, str) or not path.startswith("/") or not path.isprintable():
+            findings.append(_bad("%s.%s" % (where, key), "own-engine-path", repr(path),
+                                 "the absolute path of the program on the host"))
+        elif request["engine"] not in ("auto", OWN_ENGINES[key]):
+            findings.append(_bad("%s.engine" % where, "own-engine-kind", repr(request["engine"]),
+                                 "%s, as %s is given" % (OWN_ENGINES[key], key)))
+        else:
+            request["engine"] = OWN_ENGINES[key]
+        if request["runtime"] == "docker":
+            findings.append(_bad(where + ".runtime", "own-engine-in-container", "docker with " + key,
+                                 "native or auto: it is a program of the host"))
+        if version == "auto":
+            findings.append(_bad(where + ".engine_version", "own-engine-version", "auto with " + key,
+                                 "the version of that program, which decides its flags"))
+    if len(given) > 1:
+        findings.append(_bad(where, "two-own-engines", " and ".join(given), "one of them"))
     return findings
 
 
@@ -165,7 +199,7 @@ def _numbers(where: str, request: Request) -> List[Finding]:
 
 def _gpus(where: str, request: Request) -> List[Finding]:
     gpus = request["gpus"]
-    if gpus == "auto":
+    if gpus in ("auto", "all"):
         return []
     count = whole_number(gpus)
     if count is not None and count >= 0:
@@ -174,7 +208,7 @@ def _gpus(where: str, request: Request) -> List[Finding]:
     if isinstance(gpus, (list, tuple)) and gpus and all(isinstance(one, str) for one in gpus):
         request["gpus"] = list(gpus)
         return []
-    return [_bad(where + ".gpus", "bad-gpus", repr(gpus), "auto, a count, or a list of UUIDs")]
+    return [_bad(where + ".gpus", "bad-gpus", repr(gpus), "auto, all, a count, or a list of UUIDs")]
 
 
 def _extra_args(where: str, request: Request) -> List[Finding]:

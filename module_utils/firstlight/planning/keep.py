@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an endpoint has already: its plan stays, and what was seen of it replaces estimates.
+
+A passport lies on a host, so nothing of it is believed to be of the type that it should have.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, NamedTuple, Optional
+
+Request = Dict[str, Any]
+
+ASKED = ("context", "gpus", "tensor_parallel", "engine", "engine_version", "runtime")
+"""What of a request a plan chooses within. Where these words changed, nothing is kept."""
+SAME = ("engine", "engine_version", "tensor_parallel", "pipeline_parallel", "extra_args",
+        "batched_tokens", "sequences")
+"""What has to be equal for memory seen to hold again; and the model's content."""
+
+
+class Pins(NamedTuple):
+    """The choices of the plan that an endpoint runs by."""
+
+    hash: str
+    gpus: List[str]
+    tensor_parallel: int
+    pipeline_parallel: int
+    context: int
+    batched_tokens: Optional[int]
+    sequences: Optional[int]
+    start_limit_s: int
+    running: bool
+
+
+def pins(request: Request, state: Dict[str, Any]) -> Optional[Pins]:
+    """The choices to keep; ``None`` where there are none, or where another thing is asked for."""
+    there = _endpoint(request, state)
+    plan = _plan(there)
+    asked = plan.get("asked")
+    if not isinstance(asked, dict) or any(asked.get(key) != request[key] for key in ASKED):
+        return None
+    gpus = plan.get("gpus")
+    if not isinstance(gpus, list) or not all(isinstance(one, str) for one in gpus):
+        return None
+    counts = [plan.get(key) for key in ("tensor_parallel", "pipeline_parallel", "context",
+                                        "start_timeout_s")]
+    if not all(type(one) is int and one > 0 for one in counts) or not isinstance(
+            plan.get("hash"), str):
+        return None
+    batch = [plan.get(key) if type(plan.get(key)) is int else None
+             for key in ("batched_tokens", "sequences")]
+    return Pins(plan["hash"], gpus, counts[0], counts[1], counts[2], batch[0], batch[1],
+                counts[3], there.get("state") in ("running", "starting")
+                and there.get("plan") == plan["hash"])
+
+
+def observed(request: Request, state: Dict[str, Any], wanted: Dict[str, Any]) -> Dict[str, Any]:
+    """The memory that was seen of the same model, release, layout and flags; else nothing.
+
+    :param wanted: the keys of :data:`SAME` and ``fingerprint``.
+    """
+    there = _endpoint(request, state)
+    plan = _plan(there)
+    model = plan.get("model")
+    memory = (there.get("passport") or {}).get("memory")
+    seen = memory.get("observed") if isinstance(memory, dict) else None
+    if (not isinstance(seen, dict) or not isinstance(model, dict)
+            or model.get("fingerprint") != wanted["fingerprint"]
+            or any(plan.get(key) != wanted[key] for key in SAME)):
+        return {}
+    return seen
+
+
+def held(request: Request, state: Dict[str, Any]) -> Dict[str, Any]:
+    """The processes of the endpoint: what they hold is free for it."""
+    there = _endpoint(request, state)
+    pids = there.get("pids") or [there.get("pid")]
+    return {"pids": [pid for pid in pids if type(pid) is int], "bytes": {}}
+
+
+def reserved(requests: List[Request], state: Dict[str, Any]) -> Dict[str, str]:
+    """Devices of endpoints that are asked for and run or ran: nobody else's, by UUID."""
+    return {uuid: request["name"] for request in requests
+            for uuid in _uuids(_plan(_endpoint(request, state)).get("gpus"))}
+
+
+def _uuids(value: Any) -> List[str]:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
+def _endpoint(request: Request, state: Dict[str, Any]) -> Dict[str, Any]:
+    there = (state.get("endpoints") or {}).get(request["name"])
+    return there if isinstance(there, dict) else {}
+
+
+def _plan(there: Dict[str, Any]) -> Dict[str, Any]:
+    passport = there.get("passport")
+    plan = passport.get("plan") if isinstance(passport, dict) else None
+    return plan if isinstance(plan, dict) else {}

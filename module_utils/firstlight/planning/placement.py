@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On how many devices a model lies, how, and with how long a context."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from . import kv, memory, parallelism
+from .memory import Fixed, Layout, Settings
+
+Model = Dict[str, Any]
+Row = Dict[str, Any]
+
+# Share of all RAM that one CPU engine may plan with; the rest is the system's and the page
+# cache's. Of the total, not of what is free now: a plan must not change with the load.
+SHARE_OF_RAM = 0.8
+# A longer context costs time and memory that few want by default; ask for it to get it.
+AUTO_CONTEXT_CPU = 8192
+AUTO_CONTEXT_GPU = 131072
+CONTEXT_STEP = 256
+# A smaller batch leaves more for the context; taken where the release's own leaves too little.
+SMALL_BATCH = (2048, 256)
+
+
+class Device(NamedTuple):
+    """The kind of device that a model is placed on."""
+
+    title: str
+    limit_bytes: int
+    """What an engine can have of one."""
+    capability: str
+    """Empty for a CPU."""
+    shared: bool
+    """Its memory is the host's."""
+    available: int
+    """How many there are to choose from."""
+
+
+class Placement(NamedTuple):
+    """One way to place a model, and what comes of it on each device."""
+
+    layout: Layout
+    settings: Settings
+    fixed: Fixed
+    cache: kv.Cache
+    utilisation: Optional[float]
+    """vLLM's share of the device."""
+    room: int
+    """What is left for the cache."""
+    error_bytes: int
+    fits: int
+    """The longest context that is sure to fit, in tokens."""
+    observed: bool
+
+
+class Engine(NamedTuple):
+    """What of the release and the request decides a placement."""
+
+    row: Row
+    kernel: Optional[Row]
+    costs: memory.Costs
+    flags: Dict[str, str]
+    """Values of the user's own flags that memory depends on."""
+    eager: bool
+    seen: Dict[Tuple[int, int], Dict[str, Any]]
+    """Memory that was observed, by layout."""
+    name: str
+    """Of the device, as NVML gives it."""
+
+    @property
+    def vllm(self) -> bool:
+        """Whether it is vLLM; else it is llama.cpp."""
+        return bool(self.row["engine"] == "vllm")
+
+
+def placements(model: Model, device: Device, engine: Engine, counts: List[int],
+               split: Optional[int], most: int) -> Iterator[Placement]:
+    """Every placement on these counts of devices, those first that split every layer."""
+    found = [layout for count in counts
+             for layout in parallelism.layouts(engine.row["engine"], model, engine.kernel, count,
+                                               split)[:1]]
+    if engine.vllm:
+        found.sort(key=lambda layout: (layout.stages > 1, layout.devices, layout.stages))
+    for layout in found:
+        for settings in batches(model, device, engine):
+            yield place(model, device, engine, layout, settings, most)
+
+
+def place(model: Model, device: Device, engine: Engine, layout: Layout, settings: Settings,
+          most: int) -> Placement:
+    """What comes of one layout and one size of batch; ``most`` bounds the context."""
+    costs = engine.costs
+    seen = engine.seen.get((layout.tensor_parallel, layout.stages))
+    if engine.vllm:
+        fixed = memory.vllm(model, layout, settings, costs)
+    else:
+        fixed = memory.llama_cpp(model, layout, settings, costs, bool(device.capability))
+    fixed = memory.observed(fixed, seen)
+    utilisation = None
+    if engine.vllm:
+        share = costs["unified_share"] if device.shared else float(engine.row["memory_utilisation"])
+        # In steps that the command line shows whole.
+        outside = fixed.outside + costs["slack_bytes"]
+        utilisation = max(0.0, min(share, math.floor(
+            (1 - outside / device.limit_bytes) * 1000) / 1000))
+        room = int(device.limit_bytes * utilisation) - fixed.in_share
+    else:
+        room = device.limit_bytes - fixed.total
+    error = int(device.limit_bytes * _error_share(device, engine, bool(seen)))
+    cache = memory.cache_of(engine.row["engine"], model, layout, settings, costs)
+    fits = kv.largest_context(cache, room - error, most)
+    return Placement(layout, settings, fixed, cache, utilisation, room, error,
+                     fits if fits == most else fits // CONTEXT_STEP * CONTEXT_STEP, bool(seen))
+
+
+def _error_share(device: Device, engine: Engine, seen: bool) -> float:
+    measured = engine.row["measured"] and (
+        not device.capability or device.capability in engine.costs["measured_capabilities"])
+    return float(engine.costs["error_share" if measured or seen else "error_share_unmeasured"])
+
+
+def batches(model: Model, device: Device, engine: Engine) -> List[Settings]:
+    """The release's own size of batch, and a smaller one; as the user's flags say where they do."""
+    flags = engine.flags
+    types = (flags.get("key_type", "auto"), flags.get("value_type", "auto"))
+    second = engine.vllm and model["geometry"]["architecture"] in engine.row["second_runner"]
+    if engine.vllm:
+        default = _batch_defaults(device, engine)
+    else:
+        default = (engine.costs["batched_tokens"], engine.costs["sequences"])
+    sizes = [default]
+    if engine.vllm and default > SMALL_BATCH:
+        sizes.append(SMALL_BATCH)
+    chosen = [(int(flags.get("batched_tokens", tokens)), int(flags.get("sequences", sequences)))
+              for tokens, sequences in sizes]
+    return [Settings(tokens, sequences, *types, eager=engine.eager, second_runner=second)
+            for tokens, sequences in dict.fromkeys(chosen)]
+
+
+def _batch_defaults(device: Device, engine: Engine) -> Tuple[int, int]:
+    """What the API server of the release takes on such a device (vllm/engine/arg_utils.py)."""
+    for row in engine.row["batch_defaults"]:
+        if (device.limit_bytes >= row["minimum_memory_gib"] * 2**30
+                and not any(name in engine.name.lower() for name in row["except_names"])
+                and device.capability not in row["except_capabilities"]):
+            return row["batched_tokens"], row["sequences"]
+    return SMALL_BATCH
+
+
+def choose(found: List[Placement], wanted: int, everything: bool) -> Placement:
+    """The first that gives the wanted context; else the one that gives most.
+
+    :param everything: as many devices as can be had, rather than as few as will do.
+    """
+    if everything:
+        most = max(one.layout.devices for one in found)
+        found = [one for one in found if one.layout.devices == most]
+    for one in found:
+        if one.fits >= wanted:
+            return one
+    return max(found, key=lambda one: one.fits)
+
+
+def memory_of(made: Placement, context: int, device: Device) -> Dict[str, Any]:
+    """The breakdown of a plan, in bytes for each device."""
+    fixed = made.fixed
+    if made.utilisation is None:
+        kv_bytes = kv.sequence_bytes(made.cache, context)
+        tokens = context
+    else:
+        kv_bytes = made.room
+        tokens = kv.pool_tokens(made.cache, made.room, context)
+    layers = made.cache.full_layers or made.cache.window_layers
+    return {
+        "weights_bytes": fixed.weights, "kv_bytes": kv_bytes,
+        "activation_bytes": fixed.activation, "graph_bytes": fixed.graphs,
+        "context_bytes": fixed.context, "total_bytes": fixed.total + kv_bytes,
+        "limit_bytes": device.limit_bytes, "error_bytes": made.error_bytes, "kv_tokens": tokens,
+        "kv_bytes_per_token": layers * made.cache.layer_bytes, "largest_context": made.fits,
+        "source": "observed" if made.observed else "computed",
+    }
