@@ -19,8 +19,10 @@ from ansible.module_utils.firstlight.planning import (
     health,
     judge,
     plan,
+    profiles,
     requests,
     service_text,
+    table,
     tuning,
 )
 
@@ -44,6 +46,8 @@ class FilterModule:
             "engine_command": command.engine_command,
             "findings_text": findings.text,
             "host_health": health.host_health,
+            "plan_profile": profiles.plan_profile,
+            "plan_table": table.plan_table,
             "select_devices": devices.select_devices,
             "startable_findings": judge.startable,
             "supervisor_command": service_text.supervisor_command,

@@ -60,6 +60,11 @@ environments:
   returned: always
   type: list
   elements: str
+caches:
+  description: Names under C(cache), where engines keep what they compiled.
+  returned: always
+  type: list
+  elements: str
 manager:
   description: C(systemd) or C(supervisor), whichever keeps native engines running here.
   returned: always
@@ -71,13 +76,14 @@ uid:
 endpoints:
   description:
     - Our endpoints by name. C(state) is C(absent), C(stopped), C(starting), C(running) or
-      C(failed); C(plan) is the hash of the plan that the running process was started with;
-      C(healthy) is whether C(/health) answered 200; C(passport) is the passport or C(null).
+      C(failed); C(pids) are all its processes, whatever started them; C(plan) is the hash of the
+      plan that the running process was started with; C(healthy) is whether C(/health) answered
+      200; C(passport) is the passport or C(null).
   returned: always
   type: dict
   sample:
-    demo: {name: demo, state: running, pid: 4711, plan: 9f2c, healthy: true, strays: [],
-           passport: {}}
+    demo: {name: demo, state: running, pid: 4711, pids: [4711], plan: 9f2c, healthy: true,
+           strays: [], passport: {}}
 ports:
   description: Holders of the ports asked about; a free port is left out.
   returned: always
@@ -131,6 +137,7 @@ def observe(root, ports, libraries):
         "strangers": sorted(set(_listed(root)) - OURS),
         "environments": [name for name in sorted(_listed(os.path.join(root, "venvs")))
                          if python_venv.is_ours(os.path.join(root, "venvs", name))],
+        "caches": sorted(_listed(os.path.join(root, "cache"))),
         "manager": kind,
         "uid": os.geteuid(),
         "endpoints": endpoints,
@@ -153,6 +160,7 @@ def _endpoint(root, name, status, running):
         "pid": status["pid"],
         "plan": managed[0]["plan"] if managed else None,
         "healthy": bool(url and managed and get(url + "/health", timeout_s=5).status == 200),
+        "pids": sorted(one["pid"] for one in running),
         "strays": [] if managed else [one["pid"] for one in running],
         "passport": found,
     }

@@ -48,7 +48,7 @@ def _llama_server(plan: Dict[str, Any]) -> List[str]:
         # Old prompts in RAM beyond the KV pool are memory that no plan knows of.
         "--cache-ram", "0",
     ]
-    return argv + plan["flags"]
+    return argv + list(plan["flags"])
 
 
 def _llama_program(plan: Dict[str, Any]) -> List[str]:
@@ -57,7 +57,7 @@ def _llama_program(plan: Dict[str, Any]) -> List[str]:
     if plan["launcher"]:
         return [posixpath.join(plan["venv"], "bin", "python"),
                 posixpath.join(plan["venv"], "bin", plan["launcher"])]
-    return plan["entrypoint"] or ["llama-server"]
+    return list(plan["entrypoint"] or ["llama-server"])
 
 
 def _vllm_serve(plan: Dict[str, Any]) -> List[str]:
@@ -84,7 +84,7 @@ def _vllm_flags(plan: Dict[str, Any]) -> List[str]:
     ]
     if plan["pipeline_parallel"] > 1:
         argv += ["--pipeline-parallel-size", str(plan["pipeline_parallel"])]
-    return argv + plan["flags"]
+    return argv + list(plan["flags"])
 
 
 DIALECTS = {

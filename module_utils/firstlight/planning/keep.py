@@ -16,6 +16,9 @@ SAME = ("engine", "engine_version", "tensor_parallel", "pipeline_parallel", "ext
         "batched_tokens", "sequences")
 """What has to be equal for memory seen to hold again; and the model's content."""
 
+COUNTS = ("tensor_parallel", "pipeline_parallel", "context", "batched_tokens", "sequences",
+          "start_timeout_s")
+
 
 class Pins(NamedTuple):
     """The choices of the plan that an endpoint runs by."""
@@ -25,8 +28,8 @@ class Pins(NamedTuple):
     tensor_parallel: int
     pipeline_parallel: int
     context: int
-    batched_tokens: Optional[int]
-    sequences: Optional[int]
+    batched_tokens: int
+    sequences: int
     start_limit_s: int
     running: bool
 
@@ -41,16 +44,11 @@ def pins(request: Request, state: Dict[str, Any]) -> Optional[Pins]:
     gpus = plan.get("gpus")
     if not isinstance(gpus, list) or not all(isinstance(one, str) for one in gpus):
         return None
-    counts = [plan.get(key) for key in ("tensor_parallel", "pipeline_parallel", "context",
-                                        "start_timeout_s")]
-    if not all(type(one) is int and one > 0 for one in counts) or not isinstance(
-            plan.get("hash"), str):
+    counts = [plan[key] for key in COUNTS if type(plan.get(key)) is int and plan[key] > 0]
+    if len(counts) < len(COUNTS) or not isinstance(plan.get("hash"), str):
         return None
-    batch = [plan.get(key) if type(plan.get(key)) is int else None
-             for key in ("batched_tokens", "sequences")]
-    return Pins(plan["hash"], gpus, counts[0], counts[1], counts[2], batch[0], batch[1],
-                counts[3], there.get("state") in ("running", "starting")
-                and there.get("plan") == plan["hash"])
+    running = there.get("state") in ("running", "starting") and there.get("plan") == plan["hash"]
+    return Pins._make([plan["hash"], gpus, *counts, running])
 
 
 def observed(request: Request, state: Dict[str, Any], wanted: Dict[str, Any]) -> Dict[str, Any]:

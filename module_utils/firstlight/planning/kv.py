@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, NamedTuple
+from typing import Any, Dict, NamedTuple, Tuple
 
 Geometry = Dict[str, Any]
 
@@ -65,7 +65,7 @@ def sequence_bytes(shape: Cache, tokens: int) -> int:
     return shape.state_bytes + (full + window) * shape.block * shape.layer_bytes
 
 
-def _blocks(shape: Cache, tokens: int) -> Any:
+def _blocks(shape: Cache, tokens: int) -> Tuple[int, int]:
     """Blocks of one layer that all full and all window layers need."""
     full = -(-tokens // shape.block)
     if not shape.window_layers:

@@ -148,7 +148,7 @@ def _graphs(shape: Dict[str, Any], layout: Layout, settings: Settings, costs: Co
 
 def compute_bytes(shape: Dict[str, Any], settings: Settings, costs: Costs) -> int:
     """llama.cpp's compute buffers."""
-    return settings.batched_tokens * (shape["vocabulary"] + 8 * shape["hidden"]) * 4
+    return int(settings.batched_tokens * (shape["vocabulary"] + 8 * shape["hidden"]) * 4)
 
 
 def llama_cpp(model: Model, layout: Layout, settings: Settings, costs: Costs,

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from .. import canary
 from ..canary import tokenizer, weights
 from ..findings import Finding, finding
-from . import devices, keep, known_issues, memory, parallelism, placement, releases
+from . import devices, keep, known_issues, kv, memory, parallelism, placement, releases
 from .command import engine_command
 from .health import key_of, size
 from .keep import Pins
@@ -117,8 +117,10 @@ def deployment_plan(
 def _with(host: Host, plan: Plan) -> Host:
     """The host as it is for the endpoints after this one."""
     in_ram = 0 if plan["gpus"] else plan["memory"]["total_bytes"]
-    return host._replace(taken={**host.taken, **dict.fromkeys(plan["gpus"], plan["name"])},
-                         taken_bytes=host.taken_bytes + in_ram)
+    taken = dict(host.taken)
+    for uuid in plan["gpus"]:
+        taken[uuid] = plan["name"]
+    return host._replace(taken=taken, taken_bytes=host.taken_bytes + in_ram)
 
 
 def _kept(request: Request, host: Host) -> Optional[Plan]:
@@ -477,6 +479,8 @@ def _release(request: Request, host: Host, model: Plan,
         return releases.choose(request, host.facts, host.state, model, target, host.catalog)
     except releases.NoRelease as none:
         against = none.against
+    # Of releases that nobody asked for there is nothing to say, unless there are no others.
+    against = [one for one in against if "is asked for" not in one[2]] or against
     grouped: Dict[Tuple[str, str], List[str]] = {}
     for row, _, why in against:
         grouped.setdefault((row["engine"], why), []).append(
@@ -496,26 +500,33 @@ def _what_would_work(request: Request, host: Host, model: Plan, target: releases
                      against: List[Tuple[Dict[str, Any], str, str]]) -> str:
     """The nearest change that would make a plan: the engine, the CPU, or a GGUF of the model."""
     where = request["where"]
-    free = {**request, "engine": "auto", "runtime": "auto", "engine_version": "auto"}
-    try:
-        other = releases.choose(free, host.facts, host.state, model, target, host.catalog)
-        return "%s.engine: auto takes %s" % (where, releases.title(other.row))
-    except releases.NoRelease:
-        pass
+    free = {**request, "engine": "auto", "runtime": "auto", "engine_version": "auto",
+            "engine_python": None, "engine_binary": None}
+    ways = []
+    title = _title_of_choice(free, host, model, target)
+    if title:
+        ways.append("%s.engine: auto takes %s" % (where, title))
     if model["format"] == "safetensors":
-        as_gguf = {**model, "format": "gguf", "quantisation": "Q4_K_M"}
-        try:
-            other = releases.choose(free, host.facts, host.state, as_gguf, target, host.catalog)
-        except releases.NoRelease:
-            return ""
+        title = _title_of_choice(free, host, {**model, "format": "gguf"}, target)
         row = _counterpart(request, host.catalog)
-        return "%s.model: a GGUF of it, which %s serves here%s" % (
-            where, releases.title(other.row),
-            ": %s in %s has one; the plan does not take it by itself" % (
-                row["file"], row["counterpart"]) if row else "")
-    if target.kind == "gpu":
-        return "%s.gpus: 0 serves on the CPU" % where
-    return ""
+        if title:
+            ways.append("%s.model: a GGUF of it, which %s serves here%s" % (
+                where, title, ": %s in %s is one; the plan does not take it by itself" % (
+                    row["file"], row["counterpart"]) if row else ""))
+    elif target.kind == "gpu" and not title:
+        cpu = releases.Target("cpu", "the CPU", "", False)
+        if _title_of_choice(free, host, model, cpu):
+            ways.append("%s.gpus: 0 serves on the CPU" % where)
+    return "; or ".join(ways)
+
+
+def _title_of_choice(request: Request, host: Host, model: Plan, target: releases.Target) -> str:
+    """The release that would be chosen, for a person; empty where there is none."""
+    try:
+        return releases.title(releases.choose(
+            request, host.facts, host.state, model, target, host.catalog).row)
+    except releases.NoRelease:
+        return ""
 
 
 def _counterpart(request: Request, catalog: Dict[str, Any]) -> Optional[Dict[str, Any]]:
@@ -582,19 +593,14 @@ def _check_args(request: Request, row: Dict[str, Any]) -> None:
         findings.append(_refusal(
             request, "bad-flag", "extra_args", " ".join(bad),
             "a whole number from 1, or for a type of the cache one of %s" % ", ".join(
-                sorted(_element_types()))))
+                sorted(kv.ELEMENT_BITS))))
     if findings:
         raise Refused(findings)
 
 
-def _element_types() -> List[str]:
-    from .kv import ELEMENT_BITS
-    return list(ELEMENT_BITS)
-
-
 def _is_sound(flag: str, value: str) -> bool:
     if OF_MEMORY[flag][0] in ("key_type", "value_type"):
-        return value in _element_types()
+        return value in kv.ELEMENT_BITS
     return value.isdigit() and 1 <= int(value) <= 2**24
 
 
@@ -699,33 +705,35 @@ def _place(request: Request, host: Host, model: Plan, pool: Pool, engine: Engine
         found = [one for one in found if (one.settings.batched_tokens, one.settings.sequences)
                  == (pins.batched_tokens, pins.sequences)]
         found = [one._replace(fits=max(one.fits, pins.context)) for one in found
-                 if placement.kv.sequence_bytes(one.cache, pins.context) <= one.room]
+                 if kv.sequence_bytes(one.cache, pins.context) <= one.room]
     if not found:
         raise Refused([_no_layout(request, model, engine, counts, device)])
     placed = placement.choose(found, wanted, request["gpus"] == "all")
     context = min(placed.fits, wanted) if asked == "auto" else asked
     if context < 1 or context > placed.fits:
         raise Refused([_does_not_fit(request, model, device, engine, placed, context, trained)])
-    reasons.append(_layout_reason(placed, device, model))
+    reasons.append(_layout_reason(placed, device, model, engine.kernel))
     reasons.append(_context_reason(asked, context, trained, placed, device))
     reasons += _advice(model, device, engine, placed, context, wanted, asked)
     reasons.append(_memory_reason(placed, engine, device))
     return placed, context
 
 
-def _layout_reason(placed: Placement, device: Device, model: Plan) -> str:
+def _layout_reason(placed: Placement, device: Device, model: Plan,
+                   kernel: Optional[Dict[str, Any]]) -> str:
     layout = placed.layout
     if layout.devices == 1:
-        return "One device: it holds %s of weights and the cache." % size(placed.fixed.weights)
+        return "%s holds %s of weights and the cache." % (
+            "One device" if device.capability else "RAM", size(placed.fixed.weights))
     if layout.stages == 1:
         return "Tensor parallel %d: every layer is split over %d devices, %s of weights each." % (
             layout.tensor_parallel, layout.devices, size(placed.fixed.weights))
     if layout.tensor_parallel == 1:
         return "The layers lie on %d devices, one part after the other, %s of weights each." % (
             layout.stages, size(placed.fixed.weights))
-    return ("Tensor parallel %d times pipeline parallel %d: %d devices, and %d do not divide its "
-            "%d attention heads." % (layout.tensor_parallel, layout.stages, layout.devices,
-                                     layout.devices, model["geometry"]["heads"]))
+    return "Tensor parallel %d times pipeline parallel %d on %d devices: %s." % (
+        layout.tensor_parallel, layout.stages, layout.devices,
+        parallelism.objection(model, kernel, layout.devices) or "as asked")
 
 
 def _context_reason(asked: Any, context: int, trained: Optional[int], placed: Placement,

@@ -135,6 +135,7 @@ def plan_profile(profile: Any, catalog: Catalog, endpoints: Any = None) -> Dict[
         facts: a plan of half a host would be none.
     """
     made = _Profile(catalog)
+    profile, endpoints = _plain(profile), _plain(endpoints)
     given = made.mapping("", profile, KEYS) or {}
     if "name" in given:
         made.name = made.text("name", given["name"]) or made.name
@@ -156,6 +157,18 @@ def plan_profile(profile: Any, catalog: Catalog, endpoints: Any = None) -> Dict[
         "endpoints": asked if whole else [],
         "findings": made.findings,
     }
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python's own types: Ansible's numbers and texts carry more, and are none here."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, bool):
+        return value
+    kind = next((one for one in (int, float) if isinstance(value, one)), str)
+    return kind(value)
 
 
 def _state() -> Dict[str, Any]:
@@ -671,7 +684,8 @@ def _model(made: _Profile, name: str, given: Dict[Any, Any]) -> Optional[Dict[st
         "format": kind,
         "files": 1,
         "bytes": size,
-        "fingerprint": hashlib.sha256(_canonical(config).encode()).hexdigest(),
+        "fingerprint": hashlib.sha256(json.dumps(
+            _with_texts(config), sort_keys=True).encode()).hexdigest(),
         "name": name.rstrip("/").rpartition("/")[2],
         # As the tensors' own headers have it.
         "quantisation": method.upper() if plain and method != "unknown" else method,
@@ -683,14 +697,11 @@ def _model(made: _Profile, name: str, given: Dict[Any, Any]) -> Optional[Dict[st
     }
 
 
-def _canonical(config: Dict[Any, Any]) -> str:
-    """One text for one config, whatever YAML made of its keys and values."""
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): plain(one) for key, one in value.items()}
-        return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-    return json.dumps(plain(config), sort_keys=True, default=str)
+def _with_texts(value: Any) -> Any:
+    """The same with every key a text, as in JSON."""
+    if isinstance(value, dict):
+        return {str(key): _with_texts(one) for key, one in value.items()}
+    return [_with_texts(one) for one in value] if isinstance(value, list) else value
 
 
 def _tensors(geometry: Dict[str, Any], method: str,

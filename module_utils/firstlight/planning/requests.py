@@ -156,11 +156,13 @@ def _own_engine(where: str, request: Request) -> List[Finding]:
         else:
             request["engine"] = OWN_ENGINES[key]
         if request["runtime"] == "docker":
-            findings.append(_bad(where + ".runtime", "own-engine-in-container", "docker with " + key,
-                                 "native or auto: it is a program of the host"))
+            findings.append(_bad(
+                where + ".runtime", "own-engine-in-container", "docker with " + key,
+                "native or auto: it is a program of the host"))
         if version == "auto":
-            findings.append(_bad(where + ".engine_version", "own-engine-version", "auto with " + key,
-                                 "the version of that program, which decides its flags"))
+            findings.append(_bad(
+                where + ".engine_version", "own-engine-version", "auto with " + key,
+                "the version of that program, which decides its flags"))
     if len(given) > 1:
         findings.append(_bad(where, "two-own-engines", " and ".join(given), "one of them"))
     return findings

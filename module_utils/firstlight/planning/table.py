@@ -18,9 +18,9 @@ FREE = "."
 # Letter, key of the plan's memory, and what it is.
 PARTS = (
     ("w", "weights_bytes", "weights"),
-    ("k", "kv_bytes", "KV cache"),
+    ("k", "kv_bytes", "KV"),
     ("a", "activation_bytes", "activations"),
-    ("g", "graph_bytes", "CUDA graphs"),
+    ("g", "graph_bytes", "graphs"),
     ("c", "context_bytes", "context and buffers"),
 )
 # Words that every card's name begins with and that tell nothing beside the rest.
@@ -42,7 +42,7 @@ def plan_table(result: Dict[str, Any], facts: Dict[str, Any]) -> str:
         parts.append(_table(
             ("endpoint", "engine", "devices", "TP", "context", "KV tokens"),
             [_row(plan, names) for plan in plans], right=(3, 4, 5)))
-        parts.append("Memory per device in GiB: %s, %s free" % (", ".join(
+        parts.append("Memory per device, GiB: %s, %s free" % (", ".join(
             "%s %s" % (letter, name) for letter, _, name in PARTS), FREE))
         parts.append(_table(
             ("endpoint", "memory", "used / has", "±", "source", "start: expected / limit"),

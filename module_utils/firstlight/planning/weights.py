@@ -26,10 +26,9 @@ def vllm_bytes(model: Model, tensor_parallel: int, stages: int) -> int:
     layers = whole - sum(ends)
     part = layers * -(-shape["layers"] // stages) // shape["layers"] + (
         sum(ends) if stages == 1 else max(ends) or sum(ends))
-    return (part // tensor_parallel + _rotary_bytes(shape)
-            + _copies(shape, tensor_parallel) // stages
-            + (_rounding(shape, tensor_parallel) // stages if model["quantisation"] in PLAIN
-               else 0))
+    rounding = _rounding(shape, tensor_parallel) if model["quantisation"] in PLAIN else 0
+    return int(part // tensor_parallel + _rotary_bytes(shape)
+               + (_copies(shape, tensor_parallel) + rounding) // stages)
 
 
 def llama_cpp_bytes(model: Model, stages: int) -> int:
@@ -38,7 +37,7 @@ def llama_cpp_bytes(model: Model, stages: int) -> int:
     on_gpus = model["bytes"] - (embedding if head else 0)
     layers = model["geometry"]["layers"]
     last = head or embedding
-    return (on_gpus - last) * -(-layers // stages) // layers + last
+    return int((on_gpus - last) * -(-layers // stages) // layers + last)
 
 
 def _ends(model: Model) -> List[int]:
