@@ -27,7 +27,8 @@ DIALECTS = {"vllm": {"vllm_api_server", "vllm_serve"}, "llama_cpp": {"llama_serv
 CONDITIONS = {"version": str, "runtime": str, "classes": list, "capabilities": list,
               "l4t_majors": list, "torch": str, "quantisations": list, "formats": list,
               "docker": str, "tensor_parallel": str, "always": bool}
-ACTIONS = {"forbid": bool, "avoid": bool, "set_env": dict, "unset_env": list, "add_flags": list, "note": str}
+ACTIONS = {"forbid": bool, "avoid": bool, "set_env": dict, "unset_env": list,
+           "add_flags": list, "note": str}
 # Plain weights are no quantisation, yet cards differ in them.
 PLAIN = {"bfloat16", "float16"}
 

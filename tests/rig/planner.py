@@ -25,8 +25,8 @@ FOLDER = "/srv/models/"
 NAMES = ("engine_costs", "engine_releases", "gguf_counterparts", "gpus", "health_limits",
          "jetson_chips", "jetson_releases", "known_issues", "nvml_errors", "quantisation_kernels",
          "xid_events")
-# What NVML's total is less by on an idle device: the driver's own, and a little.
-IDLE_MIB = 600
+# What the driver keeps of an idle card's memory where the catalog has no figure.
+RESERVED_SHARE = 0.01
 ENVIRONMENT = "a1b2c3d4e5"
 
 
@@ -40,7 +40,7 @@ def catalog(**changes):
     """All catalogs by name, some of them replaced, and a digest for each lock that rows name."""
     found = {**_loaded(), **changes}
     locks = sorted({row["lock"] for row in found["engine_releases"] if row["lock"]})
-    return {"environments": {lock: ENVIRONMENT for lock in locks}, **found}
+    return {"environments": dict.fromkeys(locks, ENVIRONMENT), **found}
 
 
 def row(**wanted):
@@ -64,12 +64,12 @@ def card(name):
 def gpu(name, index=0, **changes):
     """One idle card of that name."""
     of = card(name)
-    reserved = of["reserved_mib"]
+    reserved = of["reserved_mib"] or int(of["memory_mib"] * RESERVED_SHARE)
     return made.device(index, **{
         "name": of["nvml_name"], "capability": of["capability"],
         "architecture": of["architecture"], "memory_total_bytes": of["memory_mib"] * 2**20,
-        "memory_free_bytes": (of["memory_mib"] - IDLE_MIB) * 2**20,
-        "memory_reserved_bytes": reserved * 2**20 if reserved else None, **changes})
+        "memory_free_bytes": (of["memory_mib"] - reserved) * 2**20,
+        "memory_reserved_bytes": reserved * 2**20 if of["reserved_mib"] else None, **changes})
 
 
 def host(name, count, **changes):

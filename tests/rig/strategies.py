@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import copy
 import string
-from pathlib import Path
 
 import facts as made
-import yaml
+import planner
 from hypothesis import settings
 from hypothesis import strategies as st
+from model_configs import CONFIGS
 
 from ansible.module_utils.firstlight import findings
-from ansible.module_utils.firstlight.planning import requests
+from ansible.module_utils.firstlight.planning import health, requests
 
 # Machines are noisy, so there is no deadline. A failure prints the line that repeats it elsewhere.
 # What hypothesis itself sets on CI (no database, the same examples each time) stays.
@@ -82,7 +82,8 @@ GOOD_ENTRY = st.fixed_dictionaries(
         "bind": st.just("127.0.0.1"),
         "context": st.just("auto") | st.integers(1, 10**7),
         "tensor_parallel": st.just("auto") | st.integers(1, 16),
-        "gpus": st.just("auto") | st.integers(0, 16) | st.lists(PRINTABLE, min_size=1, max_size=2),
+        "gpus": st.sampled_from(["auto", "all"]) | st.integers(0, 16) | st.lists(
+            PRINTABLE, min_size=1, max_size=2),
         "extra_args": st.lists(PRINTABLE | st.integers(), max_size=3),
     },
 )
@@ -101,39 +102,28 @@ SERVABLE = st.lists(_SERVABLE, min_size=1, max_size=3,
                     unique_by=(lambda one: one["name"], lambda one: one["port"]))
 
 COUNTS = st.none() | st.integers(1, 256)
+_PLAIN = {"sliding_window": None, "sliding_layers": 0, "state_bytes_per_sequence": 0,
+          "tied_embeddings": False, "vision": False, "kv_lora_rank": None, "rope_head_dim": None,
+          "query_lora_rank": None, "experts": None, "experts_per_token": None,
+          "moe_intermediate": None, "shared_intermediate": None, "dense_layers": None}
+# Shapes of one kind of layer, some of it not known; models with all kinds are in model_configs.
 GEOMETRIES = st.fixed_dictionaries({
     "architecture": st.sampled_from(["llama", "qwen2"]), "layers": COUNTS, "hidden": COUNTS,
-    "heads": COUNTS, "kv_heads": COUNTS, "head_dim": COUNTS,
+    "heads": COUNTS, "kv_heads": COUNTS, "head_dim": COUNTS, "value_head_dim": COUNTS,
+    "attention_layers": COUNTS, "intermediate": COUNTS,
     "context": st.none() | st.integers(1, 10**6), "vocabulary": COUNTS,
-})
+}).map(lambda one: {**_PLAIN, **one, "dense_layers": one["layers"]})
 MODELS = st.fixed_dictionaries({
     "path": MODEL_PATHS, "format": st.sampled_from(["gguf", "gguf", "gguf", "safetensors"]),
     "files": st.integers(1, 9),
     "bytes": st.integers(1, 80 * GIB), "fingerprint": st.text("0123456789abcdef", min_size=64,
                                                               max_size=64),
     "name": HOSTILE, "quantisation": st.sampled_from(["F16", "Q8_0", "unknown"]),
-    "chat_template": st.booleans(), "geometry": GEOMETRIES,
-})
-
-DEVICES = st.fixed_dictionaries({
-    "uuid": st.uuids().map("GPU-{}".format), "name": st.none() | HOSTILE})
-FACTS = st.fixed_dictionaries({
-    "class": st.sampled_from(["cpu", "nvidia", "jetson"]),
-    "driver": st.none() | st.just("580.95.05"),
-    "devices": st.lists(DEVICES, max_size=2),
-    "cpu": st.fixed_dictionaries({
-        "architecture": st.sampled_from(["x86_64", "aarch64", "riscv64"]),
-        "cores": st.none() | st.integers(1, 256), "model": st.none() | HOSTILE}),
-    "memory": st.fixed_dictionaries({
-        "total_bytes": st.none() | st.integers(1, 2**42),
-        "available_bytes": st.none() | st.integers(0, 2**42),
-        "swap_bytes": st.none() | st.integers(0, 2**36)}),
-    "system": st.fixed_dictionaries({
-        "kernel": st.just("6.1.0"),
-        "distribution": st.none() | st.sampled_from(["debian", "ubuntu", "rocky"]),
-        "version": st.none() | st.just("12"),
-        "like": st.sampled_from([[], ["debian"], ["rhel", "centos", "fedora"]]),
-        "libc": st.just("glibc 2.36")}),
+    "quantisation_bits": st.none() | st.just(4), "quantisation_group": st.none() | st.just(128),
+    "chat_template": st.booleans(), "tensors": st.none() | st.fixed_dictionaries({
+        "embedding_bytes": st.integers(1, 2**20), "head_bytes": st.integers(0, 2**20),
+        "other_bytes": st.integers(1, 2**20)}),
+    "geometry": GEOMETRIES,
 })
 
 # Hosts as gpu_facts describes them: what is usual with changes, some of it not known.
@@ -179,12 +169,67 @@ def hosts(draw):
     return facts
 
 
+# Hosts of cards that there are, idle, in the state that a fleet is in before a first run.
+CARDS = st.sampled_from(["a100-40", "a100-80", "h100", "h200", "l40s", "v100", "t4", "a10"])
+DRIVERS = st.sampled_from(["535.104.05", "570.124.06", "580.159.04"])
+
+
+@st.composite
+def idle_hosts(draw, most=8):
+    """Idle hosts with one kind of card, in one clique or in two or without NVLink."""
+    facts = planner.host(draw(CARDS), draw(st.integers(1, most)),
+                         driver={"version": draw(DRIVERS)})
+    kind = draw(st.sampled_from(["one", "one", "two", "none"]))
+    for index, one in enumerate(facts["devices"]):
+        if kind == "two":
+            one["nvlink"]["clique"] = index % 2
+        elif kind == "none":
+            one["nvlink"] = {"links": 0, "active": 0, "to_switch": False, "peers": [],
+                             "clique": None}
+    return facts
+
+
+CPU_CHANGES = st.fixed_dictionaries({
+    "cpu": st.fixed_dictionaries({
+        "architecture": st.sampled_from(["x86_64", "aarch64", "riscv64"]),
+        "cores": st.none() | st.integers(1, 256), "model": st.none() | HOSTILE}),
+    "memory": st.fixed_dictionaries({
+        "total_bytes": st.none() | st.integers(1, 2**42),
+        "available_bytes": st.none() | st.integers(0, 2**42),
+        "swap_bytes": st.none() | st.integers(0, 2**36)}),
+    "system": st.fixed_dictionaries({
+        "distribution": st.none() | st.sampled_from(["debian", "ubuntu", "rocky"]),
+        "version": st.none() | st.just("12"),
+        "like": st.sampled_from([[], ["debian"], ["rhel", "centos", "fedora"]])}),
+})
+FACTS = CPU_CHANGES.map(lambda changes: made.cpu_host(**changes)) | idle_hosts() | st.builds(
+    made.changed, hosts(), CPU_CHANGES)
+
+# What may be asked for of such hosts, of models as they are published.
+PUBLISHED = st.sampled_from(sorted(CONFIGS)).flatmap(lambda name: st.sampled_from(
+    [planner.FOLDER + name, planner.FOLDER + name, planner.FOLDER + name + ".gguf"]))
+_ON_GPUS = st.fixed_dictionaries(
+    {"name": NAMES, "port": PORTS, "model": PUBLISHED},
+    optional={
+        "context": st.just("auto") | st.integers(1, 300000),
+        "gpus": st.sampled_from(["auto", "all", 0, 1, 2, 4, [made.uuid(0)],
+                                 [made.uuid(1), made.uuid(0)]]),
+        "tensor_parallel": st.sampled_from(["auto", 1, 2, 4]),
+        "engine": st.sampled_from(["auto", "auto", "vllm", "llama_cpp"]),
+        "extra_args": st.sampled_from([[], [], ["--enforce-eager"], ["--kv-cache-dtype", "fp8"],
+                                       ["--max-num-batched-tokens=4096"], ["-ub", "256"]]),
+    },
+)
+ON_GPUS = st.lists(_ON_GPUS, min_size=1, max_size=3,
+                   unique_by=(lambda one: one["name"], lambda one: one["port"]))
+
 WANTED = st.fixed_dictionaries({
     "where": HOSTILE, "name": NAMES, "count": st.just("all") | st.integers(0, 4),
     "uuids": st.just([]) | st.lists(st.integers(0, 4).map(made.uuid), max_size=2),
     "keep": st.lists(st.integers(0, 4).map(made.uuid), max_size=2),
     "tensor_parallel": st.booleans(), "memory_bytes": st.sampled_from([0, GIB]),
-    "share": st.booleans()})
+    "share": st.booleans(),
+    "taken": st.dictionaries(st.integers(0, 4).map(made.uuid), NAMES, max_size=2)})
 HELD = st.none() | st.fixed_dictionaries({}, optional={
     "pids": st.lists(st.integers(1, 9), max_size=2),
     "bytes": st.dictionaries(st.integers(0, 4).map(made.uuid), st.integers(0, GIB), max_size=2)})
@@ -214,60 +259,73 @@ STATES = st.fixed_dictionaries({
 MODEL_FINDINGS = st.lists(
     st.builds(lambda one, path: dict(one, subject=path), FINDINGS, MODEL_PATHS), max_size=2)
 
-_FOLDER = Path(__file__).parents[2] / "catalog"
-RELEASES = yaml.safe_load((_FOLDER / "engine_releases.yml").read_text())
-HEALTH_CATALOG = {name: yaml.safe_load((_FOLDER / (name + ".yml")).read_text())
-                  for name in ("health_limits", "nvml_errors", "xid_events")}
+HEALTH_CATALOG = planner.catalog()
+RELEASES = HEALTH_CATALOG["engine_releases"]
 RELEASE_ROWS = st.builds(
     lambda row, changes: copy.deepcopy({**row, **changes}),
     st.sampled_from(RELEASES),
     st.fixed_dictionaries({}, optional={
         "version": st.sampled_from(["1.0", "2027.1.2"]),
-        "engine": st.sampled_from(["vllm", "llama_cpp"]),
-        "devices": st.sampled_from([["cpu"], ["nvidia"], ["cpu", "nvidia"]]),
-        "formats": st.sampled_from([["gguf"], ["safetensors"]]),
+        "measured": st.booleans(),
+        "digest": st.just("sha256:" + "0" * 64),
         "minimum_python": st.sampled_from(["3.9", "3.12"])}))
-
-
-def catalog(rows):
-    """Rows of engine releases as the planner gets them, with a digest for each lock."""
-    return {"engine_releases": rows, "environments": {row["lock"]: "a1b2c3d4e5" for row in rows}}
-
-
 CATALOGS = st.lists(RELEASE_ROWS, max_size=2).map(
-    lambda more: catalog(more + copy.deepcopy(RELEASES)))
+    lambda more: planner.catalog(engine_releases=more + copy.deepcopy(RELEASES)))
 
 
 @st.composite
 def situations(draw, asked=None):
-    """All arguments of ``deployment_plan``: requests, facts, models, state, catalog."""
+    """All arguments of ``deployment_plan``: requests, facts, models, state, catalog, health."""
     if asked is None:
-        asked = SERVABLE | st.lists(GOOD_ENTRY, max_size=3)
+        asked = SERVABLE | ON_GPUS | st.lists(GOOD_ENTRY, max_size=3)
     good, wrong = requests.normalise(draw(asked))
     taken = [one for one in good
              if not any(each["subject"].startswith(one["where"]) for each in wrong)]
-    paths = {one["model"] for one in taken if one["model_kind"] == "path"}
+    published = planner.models_of([one for one in taken
+                                   if one["model"].startswith(planner.FOLDER)
+                                   and model_name(one["model"]) in CONFIGS])
+    paths = {one["model"] for one in taken if one["model_kind"] == "path"} - set(published)
     models = {path: {**draw(MODELS), "path": path} for path in sorted(paths)}
-    return taken, draw(FACTS), models, draw(STATES), draw(CATALOGS)
+    facts, rows = draw(FACTS), draw(CATALOGS)
+    return (taken, facts, {**models, **published}, draw(STATES), rows,
+            health.host_health(facts, rows))
+
+
+def model_name(path):
+    """The name of a published model in its path."""
+    name = path.rpartition("/")[2]
+    return name[: -len(".gguf")] if name.endswith(".gguf") else name
+
+
+@st.composite
+def on_gpus(draw):
+    """A situation with idle GPUs and published models; some of it will not fit."""
+    facts, rows = draw(idle_hosts()), planner.catalog()
+    taken, wrong = requests.normalise(draw(ON_GPUS))
+    assert wrong == []
+    return (taken, facts, planner.models_of(taken), planner.state(), rows,
+            health.host_health(facts, rows))
 
 
 @st.composite
 def roomy(draw):
-    """A situation in which every request gets its plan."""
-    taken, facts, models, state, releases = draw(situations(SERVABLE))
+    """A situation in which every request gets its plan, on the CPU."""
+    taken, facts, models, state, rows, _ = draw(situations(SERVABLE))
     facts["memory"]["total_bytes"] = 2**60
     facts["cpu"]["architecture"] = "x86_64"
     state["python"]["version"] = "3.14.0rc1"
     state["root"] = draw(GOOD_ROOTS)
     state["missing_libraries"] = []
+    sides = ("layers", "hidden", "heads", "kv_heads", "head_dim", "value_head_dim", "vocabulary",
+             "attention_layers")
     for model in models.values():
-        shape = draw(st.tuples(*[st.integers(1, 256)] * 3, st.none() | st.integers(4096, 10**6)))
-        model["geometry"].update(zip(("layers", "kv_heads", "head_dim", "context"), shape))
+        model["geometry"].update(zip(sides, draw(st.tuples(*[st.integers(1, 256)] * len(sides)))))
+        model["geometry"]["context"] = draw(st.none() | st.integers(4096, 10**6))
         model["format"] = "gguf"
     for request in taken:
         if request["model"] == "canary" and request["context"] != "auto":
             request["context"] = min(request["context"], 2048)
-    return taken, facts, models, state, releases
+    return taken, facts, models, state, rows, health.host_health(facts, rows)
 
 
 # The words of a command: text that both service managers may be given, and what they could take

@@ -51,6 +51,11 @@ GOOD_VALUES = {
     "a name of one character": ("name", "7", "7"),
     "the longest name": ("name", "a" * 40, "a" * 40),
     "an engine of the contract": ("engine", "vllm", "vllm"),
+    "a version": ("engine_version", "0.24.0", "0.24.0"),
+    "a version that is a build": ("engine_version", "11434", "11434"),
+    "an early version": ("engine_version", "0.25.0rc1", "0.25.0rc1"),
+    "every GPU": ("gpus", "all", "all"),
+    "a repository id": ("model", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"),
     "a runtime of the contract": ("runtime", "docker", "docker"),
 }
 
@@ -97,7 +102,8 @@ BAD_VALUES = {
     "path from here": ("model", "./chat.gguf", "model-path-not-absolute"),
     "path from home": ("model", "~/chat.gguf", "model-path-not-absolute"),
     "canary in capitals": ("model", "Canary", "model-path-not-absolute"),
-    "repository id": ("model", "Qwen/Qwen2.5-0.5B-Instruct", "model-not-fetched"),
+    "repository id of three parts": ("model", "a/b/c", "model-path-not-absolute"),
+    "file in a folder from here": ("model", "models/m.gguf", "model-path-not-absolute"),
     "line break in the path": ("model", "/srv/a\nb", "model-path-unprintable"),
     "escape in the path": ("model", "/srv/\x1b[2J", "model-path-unprintable"),
     "line break after a repository id": ("model", "a/b\n", "model-path-unprintable"),
@@ -111,7 +117,13 @@ BAD_VALUES = {
     "gpus that is a truth value": ("gpus", False, "bad-gpus"),
     "gpus without one": ("gpus", [], "bad-gpus"),
     "gpus by index": ("gpus", [0], "bad-gpus"),
-    "gpus in words": ("gpus", "all", "bad-gpus"),
+    "gpus in words": ("gpus", "every", "bad-gpus"),
+    "version that YAML read as a number": ("engine_version", 0.11, "bad-engine-version"),
+    "build that YAML read as a number": ("engine_version", 11434, "bad-engine-version"),
+    "version in words": ("engine_version", "latest", "bad-engine-version"),
+    "version that is a truth value": ("engine_version", True, "bad-engine-version"),
+    "version with a line break": ("engine_version", "0.24.0\n", "bad-engine-version"),
+    "version left empty": ("engine_version", None, "bad-engine-version"),
     "api_key": ("api_key", SECRET, "api-key-unused"),
     "revision": ("revision", "main", "revision-unused"),
 }
@@ -127,6 +139,43 @@ def test_a_bad_value_is_one_finding_that_names_its_variable(case):
     assert found["subject"].endswith("." + key)
     assert found["subject"] in found["remedy"]
     assert found["wanted"]
+
+
+OWN = {**GOOD, "engine_python": "/opt/vllm/bin/python", "engine_version": "0.24.0"}
+
+
+@pytest.mark.parametrize(("key", "engine"), [("engine_python", "vllm"),
+                                             ("engine_binary", "llama_cpp")])
+@pytest.mark.parametrize("runtime", ["auto", "native"])
+def test_a_program_of_the_users_own_says_which_engine_it_is(key, engine, runtime):
+    [request], wrong = requests.normalise([
+        {**GOOD, key: "/opt/own", "engine_version": "1.2", "runtime": runtime}])
+    assert wrong == []
+    assert (request["engine"], request[key]) == (engine, "/opt/own")
+
+
+OWN_ENGINES = {
+    "without its version": ({"engine_version": "auto"}, "engine_version", "own-engine-version"),
+    "in a container": ({"runtime": "docker"}, "runtime", "own-engine-in-container"),
+    "of another engine": ({"engine": "llama_cpp"}, "engine", "own-engine-kind"),
+    "by a relative path": ({"engine_python": "bin/python"}, "engine_python", "own-engine-path"),
+    "by a path with a line break": ({"engine_python": "/a\nb"}, "engine_python",
+                                    "own-engine-path"),
+    "that is a list": ({"engine_python": ["/a"]}, "engine_python", "own-engine-path"),
+    "without a name": ({"engine_python": ""}, "engine_python", "own-engine-path"),
+}
+
+
+@pytest.mark.parametrize("case", OWN_ENGINES)
+def test_what_is_wrong_with_a_program_of_the_users_own_is_said(case):
+    changes, key, id_ = OWN_ENGINES[case]
+    [found] = findings([{**OWN, **changes}])
+    assert found["id"] == "endpoint-" + id_
+    assert found["subject"] == "%s.%s" % (WHERE, key)
+
+
+def test_an_endpoint_has_one_program_of_the_users_own_at_most():
+    assert ids([{**OWN, "engine_binary": "/opt/llama-server"}])[-1] == "endpoint-two-own-engines"
 
 
 NEAREST = {
@@ -218,14 +267,14 @@ def test_two_endpoints_that_leave_the_port_out_clash():
 
 def test_everything_wrong_is_found_in_one_call():
     asked = [
-        {"name": "Chat", "model": "a/b", "engine": "x", "runtime": "y", "port": 0, "bind": "::",
+        {"name": "Chat", "model": "a/b/c", "engine": "x", "runtime": "y", "port": 0, "bind": "::",
          "api_key": SECRET, "revision": "main", "context": 0, "tensor_parallel": 0, "gpus": -1,
          "extra_args": "-t", "prot": 1},
         "chat",
         {},
     ]
     expected = {
-        "unknown-key", "bad-name", "model-not-fetched", "unknown-engine", "unknown-runtime",
+        "unknown-key", "bad-name", "model-path-not-absolute", "unknown-engine", "unknown-runtime",
         "port-out-of-range", "bind-not-loopback", "bad-context", "bad-tensor-parallel", "bad-gpus",
         "bad-extra-args", "api-key-unused", "revision-unused", "not-a-mapping", "missing-name",
         "missing-model",
@@ -275,7 +324,8 @@ def test_no_input_raises_and_what_passes_is_in_order(asked):
     assert len(taken) == len(asked)
     for request in taken:
         assert requests.NAME.fullmatch(request["name"])
-        assert request["model"] == "canary" or request["model"].startswith("/")
+        assert request["model_kind"] == ("canary" if request["model"] == "canary" else "path" if (
+            request["model"].startswith("/")) else "repo")
         assert type(request["port"]) is int
         assert 1 <= request["port"] <= 65535
         assert request["bind"] in requests.LOOPBACK

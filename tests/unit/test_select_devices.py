@@ -31,7 +31,8 @@ NO_NVLINK = {"nvlink": {"links": 0, "active": 0, "peers": []}}
 
 def want(count=1, **changes):
     return {"where": "inference_endpoints[0] (chat)", "name": "chat", "count": count, "uuids": [],
-            "keep": [], "tensor_parallel": False, "memory_bytes": 0, "share": False, **changes}
+            "keep": [], "tensor_parallel": False, "memory_bytes": 0, "share": False, "taken": {},
+            **changes}
 
 
 def healthy(facts, **verdicts):
@@ -230,6 +231,21 @@ def test_all_are_those_of_the_model_of_which_there_are_most():
     assert chosen(facts, want("all")) == [1, 2]
 
 
+def test_a_device_of_another_endpoint_is_not_had_even_when_it_is_named_or_shared():
+    facts = row(device(0), device(1))
+    taken = {uuid(0): "embed"}
+    assert chosen(facts, want(taken=taken)) == [1]
+    for wanted in (want(2, taken=taken), want(uuids=[uuid(0)], taken=taken),
+                   want(2, share=True, taken=taken)):
+        assert "it is for the endpoint embed" in refused(facts, wanted)["found"]
+
+
+def test_a_slice_goes_with_its_device_and_leaves_the_other_slices():
+    facts = row(device(0, **SPLIT))
+    assert select(facts, want(taken={"MIG-1": "embed"}))["devices"] == ["MIG-2"]
+    assert "it is for the endpoint embed" in refused(facts, want(taken={uuid(0): "embed"}))["found"]
+
+
 def test_devices_that_the_user_names_are_taken():
     facts = cliques(0, 0, 1, 1)
     assert chosen(facts, want("all", uuids=[uuid(3), uuid(0)])) == [0, 3]
@@ -346,6 +362,7 @@ HOSTS = st.lists(DEVICES, max_size=6).map(
 WANTED = st.builds(
     want, st.integers(0, 4) | st.just("all"), tensor_parallel=st.booleans(),
     share=st.booleans(), memory_bytes=st.sampled_from([0, GIB, 50 * GIB]),
+    taken=st.dictionaries(st.integers(0, 6).map(uuid), st.just("embed"), max_size=2),
     keep=st.lists(st.integers(0, 5).map(uuid), max_size=3),
     uuids=st.just([]) | st.lists(st.integers(0, 6).map(uuid), max_size=3))
 VERDICT = st.sampled_from(["ok", "ok", "degraded", "bad"])
@@ -372,6 +389,7 @@ def test_whatever_the_host_the_choice_is_sound_or_refused(facts, wanted, data):
     assert bool(answer["refusals"]) == (not devices and needed != 0)
     assert set(wanted["uuids"]) >= set(devices) or not wanted["uuids"]
     assert len({(one["name"], one["memory_total_bytes"]) for one in whole}) <= 1
+    assert not set(wanted["taken"]) & set(devices)
     for one in whole:
         assert health["devices"][one["uuid"]] != "bad"
         assert not (one["mig"] and one["mig"]["enabled"])

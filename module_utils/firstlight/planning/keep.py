@@ -6,6 +6,7 @@ A passport lies on a host, so nothing of it is believed to be of the type that i
 
 from __future__ import annotations
 
+import math
 from typing import Any, Dict, List, NamedTuple, Optional
 
 Request = Dict[str, Any]
@@ -57,15 +58,30 @@ def observed(request: Request, state: Dict[str, Any], wanted: Dict[str, Any]) ->
     :param wanted: the keys of :data:`SAME` and ``fingerprint``.
     """
     there = _endpoint(request, state)
-    plan = _plan(there)
-    model = plan.get("model")
     memory = (there.get("passport") or {}).get("memory")
     seen = memory.get("observed") if isinstance(memory, dict) else None
-    if (not isinstance(seen, dict) or not isinstance(model, dict)
-            or model.get("fingerprint") != wanted["fingerprint"]
-            or any(plan.get(key) != wanted[key] for key in SAME)):
-        return {}
-    return seen
+    return seen if isinstance(seen, dict) and _is_of(_plan(there), wanted) else {}
+
+
+def last_start(request: Request, state: Dict[str, Any], wanted: Dict[str, Any]) -> Optional[int]:
+    """The seconds that the same engine took to be ready the last time; ``None`` if not known.
+
+    :param wanted: as for :func:`observed`.
+    """
+    there = _endpoint(request, state)
+    phases = (there.get("passport") or {}).get("phases")
+    took: Any = phases.get("ready_s") if isinstance(phases, dict) else None
+    if type(took) not in (int, float) or not 0 <= took < 10**6 or not _is_of(
+            _plan(there), wanted):
+        return None
+    return int(math.ceil(took))
+
+
+def _is_of(plan: Dict[str, Any], wanted: Dict[str, Any]) -> bool:
+    """Whether a plan is of the same model, release, layout and flags."""
+    model = plan.get("model")
+    return (isinstance(model, dict) and model.get("fingerprint") == wanted["fingerprint"]
+            and all(plan.get(key) == wanted[key] for key in SAME))
 
 
 def held(request: Request, state: Dict[str, Any]) -> Dict[str, Any]:

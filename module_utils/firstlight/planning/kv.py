@@ -33,6 +33,8 @@ class Cache(NamedTuple):
     """Tokens that are given out together."""
     grouped: bool
     """vLLM gives window and full layers blocks of one size, so its groups are filled up."""
+    token_bytes: int = 0
+    """What the engine's buffers need beside for each token of the context (llama.cpp's mask)."""
 
 
 def cache(geometry: Geometry, tensor_parallel: int, stages: int, key_bits: float,
@@ -62,7 +64,8 @@ def cache(geometry: Geometry, tensor_parallel: int, stages: int, key_bits: float
 def sequence_bytes(shape: Cache, tokens: int) -> int:
     """What one sequence of that many tokens needs."""
     full, window = _blocks(shape, tokens)
-    return shape.state_bytes + (full + window) * shape.block * shape.layer_bytes
+    return (shape.state_bytes + (full + window) * shape.block * shape.layer_bytes
+            + tokens * shape.token_bytes)
 
 
 def _blocks(shape: Cache, tokens: int) -> Tuple[int, int]:

@@ -11,6 +11,8 @@ from .memory import Fixed, Layout, Settings
 
 Model = Dict[str, Any]
 Row = Dict[str, Any]
+Seen = Dict[Tuple[Layout, Settings], Dict[str, Any]]
+"""What was observed of an engine, by how it lies on devices and by its batch."""
 
 # Share of all RAM that one CPU engine may plan with; the rest is the system's and the page
 # cache's. Of the total, not of what is free now: a plan must not change with the load.
@@ -63,8 +65,8 @@ class Engine(NamedTuple):
     flags: Dict[str, str]
     """Values of the user's own flags that memory depends on."""
     eager: bool
-    seen: Dict[Tuple[int, int], Dict[str, Any]]
-    """Memory that was observed, by layout."""
+    seen: Seen
+    """Memory that was observed."""
     name: str
     """Of the device, as NVML gives it."""
 
@@ -91,7 +93,7 @@ def place(model: Model, device: Device, engine: Engine, layout: Layout, settings
           most: int) -> Placement:
     """What comes of one layout and one size of batch; ``most`` bounds the context."""
     costs = engine.costs
-    seen = engine.seen.get((layout.tensor_parallel, layout.stages))
+    seen = engine.seen.get((layout, settings))
     if engine.vllm:
         fixed = memory.vllm(model, layout, settings, costs)
     else:
@@ -134,7 +136,8 @@ def batches(model: Model, device: Device, engine: Engine) -> List[Settings]:
         sizes.append(SMALL_BATCH)
     chosen = [(int(flags.get("batched_tokens", tokens)), int(flags.get("sequences", sequences)))
               for tokens, sequences in sizes]
-    return [Settings(tokens, sequences, *types, eager=engine.eager, second_runner=second)
+    plain = flags.get("flash_attention") in ("off", "0", "disabled")
+    return [Settings(tokens, sequences, *types, engine.eager, plain, second)
             for tokens, sequences in dict.fromkeys(chosen)]
 
 

@@ -46,6 +46,7 @@ OF_MEMORY = {
     "-ctk": ("key_type",), "--cache-type-v": ("value_type",), "-ctv": ("value_type",),
     "--max-num-batched-tokens": ("batched_tokens",), "--max-num-seqs": ("sequences",),
     "--ubatch-size": ("batched_tokens",), "-ub": ("batched_tokens",),
+    "--flash-attn": ("flash_attention",), "-fa": ("flash_attention",),
 }
 
 
@@ -599,6 +600,8 @@ def _check_args(request: Request, row: Dict[str, Any]) -> None:
 
 
 def _is_sound(flag: str, value: str) -> bool:
+    if OF_MEMORY[flag][0] == "flash_attention":
+        return True
     if OF_MEMORY[flag][0] in ("key_type", "value_type"):
         return value in kv.ELEMENT_BITS
     return value.isdigit() and 1 <= int(value) <= 2**24
@@ -652,22 +655,28 @@ def _issue_env(issues: List[Dict[str, Any]], row: Dict[str, Any], limit_s: int) 
 
 
 def _seen(request: Request, host: Host, model: Plan, engine: Engine,
-          pool: Pool) -> Dict[Tuple[int, int], Dict[str, Any]]:
-    """Observed memory by layout, where the passport is of the same model, release and flags."""
+          pool: Pool) -> placement.Seen:
+    """Observed memory, where the passport is of the same model, release, layout and flags."""
     found = {}
-    passport = ((host.state.get("endpoints") or {}).get(request["name"]) or {}).get("passport")
-    plan = passport.get("plan") if isinstance(passport, dict) else None
-    if isinstance(plan, dict):
-        layout = (plan.get("tensor_parallel"), plan.get("pipeline_parallel"))
-        for settings in placement.batches(model, pool.device, engine):
-            seen = keep.observed(request, host.state, {
-                "engine": engine.row["engine"], "engine_version": engine.row["version"],
-                "tensor_parallel": layout[0], "pipeline_parallel": layout[1],
-                "extra_args": request["extra_args"], "batched_tokens": settings.batched_tokens,
-                "sequences": settings.sequences, "fingerprint": model["fingerprint"]})
-            if seen:
-                found[(int(layout[0] or 1), int(layout[1] or 1))] = seen
+    for count in range(1, pool.device.available + 1):
+        for layout in parallelism.layouts(engine.row["engine"], model, engine.kernel, count):
+            for settings in placement.batches(model, pool.device, engine):
+                seen = keep.observed(request, host.state, _identity(
+                    request, model, engine, layout, settings))
+                if seen:
+                    found[layout, settings] = seen
     return found
+
+
+def _identity(request: Request, model: Plan, engine: Engine, layout: memory.Layout,
+              settings: memory.Settings) -> Dict[str, Any]:
+    """What has to be equal for figures that were seen to hold again."""
+    return {
+        "engine": engine.row["engine"], "engine_version": engine.row["version"],
+        "tensor_parallel": layout.tensor_parallel, "pipeline_parallel": layout.stages,
+        "extra_args": request["extra_args"], "batched_tokens": settings.batched_tokens,
+        "sequences": settings.sequences, "fingerprint": model["fingerprint"],
+    }
 
 
 def _counts(request: Request, pool: Pool, pins: Optional[Pins]) -> List[int]:
@@ -867,13 +876,20 @@ def _start(host: Host, model: Plan, engine: Engine, placed: Placement,
            request: Request) -> Dict[str, Any]:
     rate = (host.facts.get("disk") or {}).get("read_bytes_per_second")
     cache = posixpath.basename(_cache_path(host, engine.row, model, placed))
-    return start_budget(
+    found = start_budget(
         model["bytes"], model["geometry"]["layers"], placed.layout.devices, engine.costs,
         rate if type(rate) is int and rate > 0 else None,
         bool(cache) and cache in (host.state.get("caches") or []), engine.eager)
+    last = keep.last_start(request, host.state, _identity(
+        request, model, engine, placed.layout, placed.settings))
+    return {**found, "expected_s": found["expected_s"] if last is None else last,
+            "seen": last is not None}
 
 
 def _start_reason(start: Dict[str, Any]) -> str:
+    if start["seen"]:
+        return "Start: about %d s, as the last one took; given up after %d s." % (
+            start["expected_s"], start["limit_s"])
     return ("Start: about %d s (%d s to read the model at %s, %d s to compile%s), given up after "
             "%d s." % (start["expected_s"], start["read_s"],
                        "the measured rate" if start["measured_disk"] else "an assumed 100 MiB/s",
