@@ -20,7 +20,7 @@ KEYS = {"engine", "version", "runtime", "variant", "package", "lock", "launcher"
         "image", "tag", "digest", "entrypoint", "devices", "formats", "quantisations",
         "architectures", "minimum_python", "libraries", "extra_flags", "cuda", "minimum_driver",
         "full_driver", "compat_drivers", "capabilities", "ptx", "l4t", "torch", "triton",
-        "memory_utilisation", "cudagraph_profiled", "batch_defaults", "environment", "flags",
+        "memory_utilisation", "cudagraph_profiled", "second_runner", "batch_defaults", "environment", "flags",
         "removed_flags", "measured", "source"}
 # What every release has, and what those have besides that we install or that come as an image.
 ALWAYS = {"engine", "version", "runtime", "variant", "dialect", "devices", "formats",
@@ -56,8 +56,10 @@ def launcher_flags(row):
 def decided_by_the_plan(row):
     """The flags in the command of a plan that asks for nothing more."""
     plan = {"dialect": row["dialect"], "venv": "/venv", "launcher": row["launcher"],
-            "model": {"path": "/m.gguf", "served_name": "m"}, "bind": "127.0.0.1", "port": 8000,
-            "context": 4096, "parallel": 4, "extra_args": []}
+            "runtime": row["runtime"], "entrypoint": row["entrypoint"], "engine_binary": "",
+            "engine_python": "", "model": {"path": "/m.gguf", "served_name": "m"},
+            "bind": "127.0.0.1", "port": 8000, "context": 4096, "parallel": 4, "gpus": [],
+            "env": {}, "flags": [], "extra_args": []}
     return {word for word in engine_command(plan)["argv"] if word.startswith("-")}
 
 

@@ -3,18 +3,28 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import re
 from collections import Counter
 from pathlib import Path
 
+import planner
 import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from ansible.module_utils.firstlight.planning import memory, placement
+from ansible.module_utils.firstlight.planning.memory import Layout
+from ansible.module_utils.firstlight.planning.start_budget import start_budget
+
 FOLDER = Path(__file__).parents[2] / "catalog"
 PROFILES = Path(__file__).parents[1] / "rig" / "mock_nvml" / "profiles"
-NAMES = ("engine_releases", "gguf_counterparts", "gpus", "known_issues", "quantisation_kernels")
+CODE = FOLDER.parent / "module_utils" / "firstlight" / "planning"
+MEASURED = Path(__file__).parents[1] / "fixtures" / "h100-x2" / "vllm-memory.yml"
+NAMES = ("engine_costs", "engine_releases", "gguf_counterparts", "gpus", "known_issues",
+         "quantisation_kernels")
 ROWS = {name: yaml.safe_load((FOLDER / (name + ".yml")).read_text()) for name in NAMES}
 RELEASES, GPUS, ISSUES = ROWS["engine_releases"], ROWS["gpus"], ROWS["known_issues"]
 CHIPS = yaml.safe_load((FOLDER / "jetson_chips.yml").read_text())
@@ -41,6 +51,7 @@ def each(name, *keys):
 each_release = each("engine_releases", "engine", "version", "variant")
 each_issue = each("known_issues", "id")
 each_gpu = each("gpus", "short")
+each_cost = each("engine_costs", "engine", "name")
 each_kernel = each("quantisation_kernels", "engine", "method")
 
 
@@ -60,6 +71,7 @@ def matching(issue):
 
 
 @pytest.mark.parametrize(("name", "keys"), [
+    ("engine_costs", ("engine", "name")),
     ("engine_releases", ("engine", "version", "runtime", "variant")),
     ("gguf_counterparts", ("repository",)),
     ("gpus", ("name",)),
@@ -71,7 +83,7 @@ def test_no_two_rows_are_the_same_thing(name, keys):
     assert twice(tuple(row[key] for key in keys) for row in ROWS[name]) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"engine_costs"}))
 def test_a_key_holds_one_kind_of_value(name):
     # A number that is not known is an empty text, so that nobody computes with it.
     for key in ROWS[name][0]:
@@ -308,3 +320,130 @@ def test_a_counterpart_is_another_repository_with_gguf_files(row):
     assert not row["repository"].endswith("-GGUF")
     assert row["file"].endswith(".gguf")
     assert row["counterpart"] in row["source"]
+
+
+# What an engine costs.
+
+BYTES = {"bytes", "bytes per hidden size", "bytes per logit", "bytes per token of the vocabulary"}
+SHARES = {"share of all memory", "share of the device's memory"}
+COUNTS = {"sequences", "tensors", "tokens"}
+CAPABILITIES = "compute capabilities"
+
+
+@each_cost
+def test_a_cost_is_a_number_of_its_unit(row):
+    assert row["engine"] in DIALECTS
+    assert re.fullmatch(r"[a-z]+(_[a-z]+)*", row["name"])
+    value, unit = row["value"], row["unit"]
+    if unit == CAPABILITIES:
+        assert value
+        assert all(CAPABILITY.fullmatch(one) for one in value)
+        assert {*value} <= {card["capability"] for card in GPUS}
+        return
+    assert unit in BYTES | SHARES | COUNTS | {"seconds"}
+    # A truth value is a number to Python.
+    assert type(value) in ((int,) if unit in COUNTS | {"bytes"} else (int, float))
+    # llama.cpp gives itself no time limit, which 0 says.
+    assert value > 0 or (row["engine"], row["name"], value) == (
+        "llama_cpp", "engine_limit_seconds", 0)
+    if unit in SHARES:
+        assert value < 1
+    assert ("bytes" in row["name"]) == (unit in BYTES)
+    assert ("seconds" in row["name"]) == (unit == "seconds")
+    assert ("share" in row["name"]) == (unit in SHARES)
+
+
+@pytest.mark.parametrize("engine", sorted(DIALECTS))
+def test_what_was_not_measured_is_believed_less(engine):
+    costs = memory.costs_of(engine, ROWS["engine_costs"])
+    assert costs["error_share"] < costs["error_share_unmeasured"]
+
+
+def test_the_cards_that_were_measured_are_those_of_the_fixture():
+    # An H100, as the comment at the head of the fixture says.
+    assert "H100" in MEASURED.read_text().partition("models:")[0]
+    capability = planner.card("h100")["capability"]
+    for engine in DIALECTS:
+        known = memory.costs_of(engine, ROWS["engine_costs"])["measured_capabilities"]
+        assert capability in known
+
+
+def names_of(node):
+    """The texts that an index can be: one, or one of two."""
+    if isinstance(node, ast.IfExp):
+        return names_of(node.body) | names_of(node.orelse)
+    assert isinstance(node, ast.Constant), "an index that cannot be read: %s" % ast.unparse(node)
+    return {node.value}
+
+
+def names_in_the_code():
+    """The names of costs that the planner reads, wherever in its sources."""
+    indexes = [node for path in sorted(CODE.glob("*.py"))
+               for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Subscript)]
+    return {name for node in indexes if re.fullmatch(r"(\w+\.)*costs", ast.unparse(node.value))
+            for name in names_of(node.slice)}
+
+
+def test_every_cost_is_read_and_every_one_that_is_read_is_there():
+    assert names_in_the_code() == {row["name"] for row in ROWS["engine_costs"]}
+
+
+class Read(dict):
+    """Costs that remember which of them were read."""
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.names = set()
+
+    def __getitem__(self, name):
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("engine", sorted(DIALECTS))
+def test_an_engine_has_the_costs_that_are_read_of_it_and_no_others(engine):
+    costs = Read(memory.costs_of(engine, ROWS["engine_costs"]))
+    release = planner.row(engine=engine, version="0.24.0") if engine == "vllm" else {
+        **planner.rows_without(engine="vllm")[0], "measured": True}
+    models = [planner.model(name) for name in (
+        "Llama-3.1-8B", "DeepSeek-V2-Lite", "Qwen3-30B-A3B", "Gemma-3-27b")]
+    vllm = engine == "vllm"
+    for model, eager, on_gpu, shared, measured in itertools.product(models, *4 * [(True, False)]):
+        device = placement.Device("a card", 80 * 2**30, "9.0" if on_gpu else "", shared, 2)
+        runs = placement.Engine({**release, "measured": measured}, None, costs, {}, eager, {}, "")
+        for layout in (Layout(1, 1), Layout(2, 1) if vllm else Layout(1, 2)):
+            for settings in placement.batches(model, device, runs):
+                placement.place(model, device, runs, layout, settings, 8192)
+        for compiled in (False, vllm):
+            # As the plan calls it: llama.cpp compiles and captures nothing.
+            start_budget(model["bytes"], model["geometry"]["layers"], 2, costs, None, compiled,
+                         eager or not vllm)
+    assert costs.names == set(costs)
+
+
+# Which of vLLM's two model runners serves a model.
+
+
+@each_release
+def test_only_releases_of_vllm_have_a_second_runner(row):
+    assert row["second_runner"] == sorted(set(row["second_runner"]))
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]*", one) for one in row["second_runner"])
+    if row["engine"] != "vllm":
+        assert row["second_runner"] == []
+
+
+def test_the_second_runner_serves_what_it_was_seen_to_serve():
+    """By the version, the engine takes it, whatever it runs in."""
+    measured = yaml.safe_load(MEASURED.read_text())
+    seen = {value: {measured["models"][run["model"]]["model_type"] for run in measured["runs"]
+                    if run["second_runner"] is value} for value in (True, False)}
+    [version] = re.findall(r"vLLM (\d+\.\d+\.\d+)", MEASURED.read_text().partition("models:")[0])
+    rows = [row for row in RELEASES if (row["engine"], row["version"]) == ("vllm", version)]
+    assert rows
+    for row in rows:
+        assert row["measured"]
+        assert seen[True] <= set(row["second_runner"])
+        assert not seen[False] & set(row["second_runner"])
+    for version in {row["version"] for row in RELEASES if row["engine"] == "vllm"}:
+        assert len({tuple(row["second_runner"]) for row in RELEASES
+                    if (row["engine"], row["version"]) == ("vllm", version)}) == 1

@@ -98,8 +98,11 @@ def model(name, **changes):
 
 
 def gguf(name, size=None, quantisation="Q4_K_M", **changes):
-    """The same model as GGUF; ``size`` in bytes, else that of four and a half bits a weight."""
-    plain = model(name)["bytes"]
+    """The same model as GGUF; ``size`` in bytes, else that of four and a half bits a weight.
+
+    Where weights are not known by the config, 16 GiB.
+    """
+    plain = model(name)["bytes"] or 57 * GIB
     return model(name, **{"format": "gguf", "quantisation": quantisation,
                           "bytes": size or plain * 9 // 32, "path": FOLDER + name + ".gguf",
                           "quantisation_bits": None, "quantisation_group": None, **changes})

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import string
+from pathlib import Path
 
 import facts as made
 import planner
+import yaml
 from hypothesis import settings
 from hypothesis import strategies as st
 from model_configs import CONFIGS
@@ -271,6 +273,16 @@ RELEASE_ROWS = st.builds(
         "minimum_python": st.sampled_from(["3.9", "3.12"])}))
 CATALOGS = st.lists(RELEASE_ROWS, max_size=2).map(
     lambda more: planner.catalog(engine_releases=more + copy.deepcopy(RELEASES)))
+
+
+# Profiles as the examples have them, with any part of them changed, or none at all.
+_EXAMPLES = [yaml.safe_load(path.read_text()) for path in sorted(
+    (Path(__file__).parents[2] / "inventories" / "example" / "profiles").glob("*.yml"))]
+PROFILES = JSON | st.builds(
+    lambda one, changes: {**copy.deepcopy(one), **changes}, st.sampled_from(_EXAMPLES),
+    st.dictionaries(st.sampled_from([
+        "name", "gpus", "busy", "driver", "memory_gib", "cores", "disk_mib_s", "architecture",
+        "l4t", "docker", "models", "endpoints"]), JSON, max_size=2))
 
 
 @st.composite

@@ -180,7 +180,7 @@ def test_a_bound_of_nothing_is_kept(most):
 LAYERS = st.integers(0, 128)
 CACHES = st.builds(
     kv.Cache, LAYERS, LAYERS, st.integers(1, 2**16), st.integers(1, 2**16), st.integers(0, 2**28),
-    st.sampled_from([1, 16, 256]), st.booleans()).filter(
+    st.sampled_from([1, 16, 256]), st.booleans(), st.just(0)).filter(
         lambda one: one.full_layers or one.window_layers)
 ROOMS = st.integers(0, 2**40)
 CONTEXTS = st.integers(1, 2**20)
@@ -192,6 +192,17 @@ def test_the_largest_context_fits_and_one_token_more_does_not(shape, room, most)
     assert 0 <= found <= most
     assert found == 0 or kv.sequence_bytes(shape, found) <= room
     assert found == most or kv.sequence_bytes(shape, found + 1) > room
+
+
+@given(shape=CACHES, token_bytes=st.integers(0, 2**20), room=ROOMS, most=CONTEXTS)
+def test_buffers_that_grow_with_the_context_are_part_of_what_must_fit(shape, token_bytes, room,
+                                                                      most):
+    larger = shape._replace(token_bytes=token_bytes)
+    assert kv.sequence_bytes(larger, most) == kv.sequence_bytes(shape, most) + most * token_bytes
+    found = kv.largest_context(larger, room, most)
+    assert found <= kv.largest_context(shape, room, most)
+    assert found == 0 or kv.sequence_bytes(larger, found) <= room
+    assert found == most or kv.sequence_bytes(larger, found + 1) > room
 
 
 @given(shape=CACHES, room=ROOMS, more=ROOMS, most=CONTEXTS)

@@ -350,6 +350,24 @@ def test_the_peak_falls_with_tensor_parallel(shape):
     assert peaks == sorted(set(peaks))
 
 
+@pytest.mark.parametrize(("sequences", "of_a_logit"), [
+    (128, COSTS["sampler_bytes_small"]), (256, COSTS["sampler_bytes_small"]),
+    (640, (COSTS["sampler_bytes_small"] + COSTS["sampler_bytes"]) / 2),
+    (1024, COSTS["sampler_bytes"]), (2048, COSTS["sampler_bytes"]),
+])
+def test_between_the_measured_sizes_of_a_batch_the_sampler_is_between(sequences, of_a_logit):
+    wide = {**SMALL, "vocabulary": SMALL["vocabulary"] + 1000}
+    more = activation(wide, Settings(1, sequences)) - activation(SMALL, Settings(1, sequences))
+    assert more == pytest.approx(1000 * sequences * of_a_logit, abs=1)
+
+
+def test_a_layer_without_experts_can_be_the_widest():
+    shape = planner.model("DeepSeek-V2-Lite")["geometry"]
+    batch = Settings(16384, 256)
+    wide, wider = ({**shape, "intermediate": size} for size in (2**16, 2**17))
+    assert activation(shape, batch) < activation(wide, batch) < activation(wider, batch)
+
+
 def test_a_compiler_and_an_encoder_of_images_cost_memory():
     batch = Settings(16384, 256)
     plain = activation(LLAMA, batch)
@@ -363,8 +381,10 @@ SHAPES = st.builds(
         LLAMA_8B, "Qwen3-30B-A3B", "Mixtral-8x7B", "DeepSeek-V2-Lite", "Gemma-3-27b")]),
     hidden=st.integers(64, 2**15), intermediate=st.integers(64, 2**17),
     vocabulary=st.integers(256, 2**19))
-BATCHES = st.builds(Settings, st.integers(1, 2**16), st.integers(1, 2**12), eager=st.booleans(),
-                    second_runner=st.booleans())
+BATCHES = st.builds(
+    lambda tokens, sequences, eager, second: Settings(
+        tokens, sequences, eager=eager, second_runner=second),
+    st.integers(1, 2**16), st.integers(1, 2**12), st.booleans(), st.booleans())
 LAYOUTS = st.builds(Layout, st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 4))
 
 

@@ -15,9 +15,11 @@ import tempfile
 import threading
 import tracemalloc
 
+import facts as made
 import firstlight
 import gguf
 import numpy as np
+import planner
 import pytest
 import strategies
 from fake_engine import MODEL, ORACLE, serving
@@ -33,8 +35,17 @@ from ansible.module_utils.firstlight import (
     processes,
     smoke,
 )
-from ansible.module_utils.firstlight.planning import health, judge, memory, plan, requests
+from ansible.module_utils.firstlight.planning import (
+    health,
+    judge,
+    keep,
+    kv,
+    memory,
+    plan,
+    requests,
+)
 from ansible.module_utils.firstlight.planning.command import engine_command
+from ansible.module_utils.firstlight.planning.start_budget import FLOOR_SECONDS
 
 FILTERS = firstlight.FilterModule().filters()
 FINDING_KEYS = set(findings.finding("id", "", "", "", ""))
@@ -52,6 +63,8 @@ def assert_whole(one):
 
 # Filters: the same input gives the same output, and stays as it is.
 
+PLANNED = (strategies.roomy() | strategies.on_gpus()).map(
+    lambda situation: plan.deployment_plan(*situation)["endpoints"]).filter(bool)
 ARGUMENTS = {
     "blocking_findings": st.tuples(st.lists(strategies.FINDINGS, max_size=4)),
     "deployment_plan": strategies.situations(),
@@ -59,13 +72,17 @@ ARGUMENTS = {
         strategies.ASKED.map(lambda asked: requests.normalise(asked)[0]), strategies.STATES,
         st.fixed_dictionaries({"findings": strategies.MODEL_FINDINGS})),
     "endpoint_requests": st.tuples(strategies.ASKED),
-    "engine_command": strategies.roomy().map(
-        lambda situation: tuple(plan.deployment_plan(*situation)["endpoints"][:1])),
+    "engine_command": PLANNED.map(lambda plans: (plans[0],)),
     "findings_text": st.tuples(st.lists(strategies.FINDINGS, max_size=4)),
     "host_health": st.tuples(strategies.hosts(), st.just(strategies.HEALTH_CATALOG)),
+    "plan_profile": st.tuples(strategies.PROFILES, st.just(strategies.HEALTH_CATALOG),
+                              st.none() | strategies.ASKED),
+    "plan_table": strategies.situations().map(
+        lambda situation: (plan.deployment_plan(*situation), situation[1])),
     "select_devices": strategies.hosts().flatmap(lambda facts: st.tuples(
         st.just(facts), strategies.WANTED,
         st.just(health.host_health(facts, strategies.HEALTH_CATALOG)), strategies.HELD)),
+    "startable_findings": st.tuples(PLANNED),
     "supervisor_command": st.tuples(strategies.WORDS),
     "systemd_command": st.tuples(strategies.WORDS),
     "tuning_plan": strategies.TUNINGS,
@@ -208,40 +225,90 @@ def test_a_command_that_is_offered_is_one_command_with_what_it_should_carry(
 
 # Plans.
 
+# Set for every engine, beside what its release has in the catalog.
+OUR_ENVIRONMENT = {"PYTHONUNBUFFERED", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"}
+PARTS = ("weights_bytes", "kv_bytes", "activation_bytes", "graph_bytes", "context_bytes")
+SITUATIONS = strategies.situations() | strategies.on_gpus()
+
 
 def without_limit(one):
     """A plan without the room that was left when it was made."""
-    return {**one, "memory": {**one["memory"], "limit_bytes": None}}
+    of_room = {"limit_bytes": None, "error_bytes": None, "largest_context": None}
+    return {**one, "memory": {**one["memory"], **of_room}, "reasons": None}
 
 
-@given(strategies.situations())
+def release_of(one, catalog):
+    """The row of the catalog that a plan is made with."""
+    return next(row for row in catalog["engine_releases"]
+                if (row["engine"], row["version"], row["dialect"])
+                == (one["engine"], one["engine_version"], one["dialect"])
+                and (one["runtime"] == "native" or row["image"] in one["image"]))
+
+
+def cache_bytes(one, catalog):
+    """What one sequence of the plan's context needs of its cache, on each device."""
+    layout = memory.Layout(one["tensor_parallel"], one["pipeline_parallel"])
+    types = ("fp8", "fp8") if "fp8" in one["extra_args"] else ("auto", "auto")
+    settings = memory.Settings(one["batched_tokens"], one["sequences"], *types)
+    costs = memory.costs_of(one["engine"], catalog["engine_costs"])
+    return kv.sequence_bytes(memory.cache_of(one["engine"], one["model"], layout, settings, costs),
+                             one["context"])
+
+
+def assert_fits(one, catalog):
+    """What a plan says of its memory adds up and holds its context."""
+    figures = {key: value for key, value in one["memory"].items() if key != "source"}
+    assert all(type(figure) is int and figure >= 0 for figure in figures.values())
+    assert figures["total_bytes"] == sum(figures[part] for part in PARTS)
+    assert figures["total_bytes"] <= figures["limit_bytes"]
+    assert one["context"] <= figures["largest_context"]
+    assert cache_bytes(one, catalog) <= figures["kv_bytes"]
+    assert figures["kv_tokens"] >= one["context"]
+
+
+@settings(max_examples=150)
+@given(SITUATIONS)
 def test_a_request_gets_a_plan_or_a_reason(situation):
-    asked, facts, _, state, catalog = situation
+    asked, facts, _, state, catalog, verdict = situation
     result = plan.deployment_plan(*situation)
     assert set(result) == {"endpoints", "refusals"}
     refused = {one["subject"].rpartition(".")[0] for one in result["refusals"]}
     planned = {one["name"] for one in result["endpoints"]}
-    assert len(result["endpoints"]) + len(result["refusals"]) == len(asked)
+    assert len(result["endpoints"]) + len(refused) == len(asked)
     for request in asked:
         assert (request["name"] in planned) is (request["where"] not in refused)
     for one in result["refusals"]:
         assert_whole(one)
         assert one["severity"] in findings.BLOCKING
         assert one["subject"].rpartition(".")[2] in requests.DEFAULTS
-    devices = {one["uuid"] for one in facts["devices"]}
+    devices = {health.key_of(one) for one in facts["devices"]} | {
+        piece["uuid"] for one in facts["devices"] for piece in (one["mig"] or {}).get("slices")
+        or []}
+    given_away = [uuid for one in result["endpoints"] for uuid in one["gpus"]]
+    assert len(set(given_away)) == len(given_away)
+    assert set(given_away) <= devices
     for one in result["endpoints"]:
         request = next(each for each in asked if each["name"] == one["name"])
         assert (one["bind"], one["port"]) == (request["bind"], request["port"])
-        assert set(one["gpus"]) <= devices
+        assert one["context"] == request["context"] or request["context"] == "auto"
+        assert 1 <= one["context"] <= (one["model"]["geometry"]["context"] or one["context"])
+        if one["gpus"]:
+            assert len(one["gpus"]) == one["tensor_parallel"] * one["pipeline_parallel"]
+        assert all(verdict["devices"].get(uuid) != "bad" for uuid in one["gpus"])
         assert one["reasons"]
-        assert all(re.fullmatch(r"\S.* .*\S\.", reason) for reason in one["reasons"])
-        assert all(isinstance(word, str) for word in one["command"]["argv"])
-        assert all(isinstance(word, str) for pair in one["command"]["env"].items() for word in pair)
-        assert one["command"]["argv"][0].startswith(state["root"])
+        assert all(re.fullmatch(r"\S.* .*\S\.", reason, re.S) for reason in one["reasons"])
+        command = one["command"]
+        assert all(isinstance(word, str) for word in command["argv"])
+        assert all(isinstance(word, str) for pair in command["env"].items() for word in pair)
+        assert set(command["env"]) <= OUR_ENVIRONMENT | set(
+            release_of(one, catalog)["environment"])
         assert one["model"]["served_name"]
-        assert one["lock"] in catalog["environments"]
-        assert all(figure >= 0 for figure in one["memory"].values())
-        assert one["start_timeout_s"] >= plan.START_SECONDS_FLOOR
+        assert bool(one["lock"]) is (one["runtime"] == "native")
+        if one["lock"]:
+            assert command["argv"][0].startswith(state["root"])
+            assert one["lock"] in catalog["environments"]
+        assert one["start_timeout_s"] >= FLOOR_SECONDS
+        assert_fits(one, catalog)
 
 
 @given(strategies.roomy())
@@ -249,26 +316,154 @@ def test_whoever_fits_is_planned(situation):
     assert plan.deployment_plan(*situation)["refusals"] == []
 
 
-@given(situation=strategies.roomy(), after=strategies.FACTS, uid=st.sampled_from([0, 1000]))
-def test_a_host_that_has_its_plans_keeps_them_under_another_load(situation, after, uid):
-    asked, facts, models, state, catalog = situation
-    first = plan.deployment_plan(*situation)["endpoints"]
-    served = {one["name"]: {
-        "state": "running", "pid": 7, "plan": one["hash"], "healthy": True, "strays": [],
-        "passport": {"plan": one}} for one in first}
+# A plan stays.
+
+
+def served(plans, state, pids=True, **observed):
+    """The state of the host on which these plans run."""
+    endpoints = {one["name"]: planner.serving(one, (4000 + number,) if pids else (), **observed)
+                 for number, one in enumerate(plans)}
     held = {str(one["port"]): {
-        "pid": 7, "command": " ".join(one["command"]["argv"]), "user": "root",
-        "endpoint": one["name"], "root": state["root"]} for one in first}
-    state = {**state, "endpoints": served, "ports": held, "uid": uid,
-             "environments": [one["environment"] for one in first]}
-    load = {**after["memory"], "total_bytes": facts["memory"]["total_bytes"]}
-    facts = {**facts, "memory": load, "cpu": {**facts["cpu"], "cores": after["cpu"]["cores"]}}
-    assert plan.deployment_plan(asked, facts, models, state, catalog)["endpoints"] == first
+        "pid": 4000 + number, "command": " ".join(one["command"]["argv"]), "user": "root",
+        "endpoint": one["name"], "root": state["root"]} for number, one in enumerate(plans)}
+    return {**state, "endpoints": endpoints, "ports": held,
+            "environments": [one["environment"] for one in plans if one["environment"]]}
+
+
+FREE = st.integers(0, 2**38)
+LOAD = st.fixed_dictionaries({
+    "free": st.lists(FREE, min_size=8, max_size=8),
+    "strangers": st.lists(st.none() | FREE, min_size=8, max_size=8),
+    "busy": st.lists(st.booleans(), min_size=8, max_size=8),
+    "memory": st.fixed_dictionaries({
+        "available_bytes": FREE, "free_bytes": FREE, "swap_bytes": FREE,
+        "swap_free_bytes": FREE}),
+    "cores": st.none() | st.integers(1, 256),
+    "order": st.randoms(use_true_random=False)})
+
+
+def under(facts, plans, load):
+    """The facts of the host while its plans run and others work on it too."""
+    facts = copy.deepcopy(facts)
+    facts["memory"].update(load["memory"])
+    facts["cpu"]["cores"] = load["cores"]
+    pids = {uuid: 4000 + number for number, one in enumerate(plans) for uuid in one["gpus"]}
+    for index, one in enumerate(facts["devices"]):
+        one["memory_free_bytes"] = min(load["free"][index % 8], one["memory_total_bytes"] or 0)
+        one["holders"] = [made.holder(pids[one["uuid"]], 2**30)] if one["uuid"] in pids else []
+        if load["busy"][index % 8]:
+            one["holders"].append(made.holder(9999, load["strangers"][index % 8]))
+    load["order"].shuffle(facts["devices"])
+    return facts
+
+
+@settings(max_examples=100)
+@given(situation=strategies.roomy() | strategies.on_gpus(), load=LOAD,
+       uid=st.sampled_from([0, 1000]))
+def test_a_host_that_has_its_plans_keeps_them_under_another_load(situation, load, uid):
+    asked, facts, models, state, catalog, _ = situation
+    first = plan.deployment_plan(*situation)["endpoints"]
+    asked = [one for one in asked if one["name"] in {each["name"] for each in first}]
+    state = {**served(first, state), "uid": uid}
+    facts = under(facts, first, load)
+    again = plan.deployment_plan(asked, facts, models, state, catalog,
+                                 health.host_health(facts, catalog))
+    assert again["refusals"] == []
+    assert [{**one, "reasons": None} for one in again["endpoints"]] == [
+        {**one, "reasons": None} for one in first]
     assert [one for one in judge.against_host(asked, state, {"findings": []})
             if one["id"] in ("port-held", "endpoint-unasked")] == []
 
 
-@given(strategies.situations())
+@given(situation=strategies.on_gpus(), load=LOAD, newcomer=strategies.ON_GPUS,
+       first_in_list=st.booleans())
+def test_an_endpoint_that_comes_later_takes_nothing_from_one_that_is_there(
+        situation, load, newcomer, first_in_list):
+    asked, facts, models, state, catalog, _ = situation
+    first = plan.deployment_plan(*situation)["endpoints"]
+    asked = [one for one in asked if one["name"] in {each["name"] for each in first}]
+    more, _ = requests.normalise([{**one, "name": "new%d" % number, "port": 60000 + number}
+                                  for number, one in enumerate(newcomer)])
+    facts = under(facts, first, load)
+    result = plan.deployment_plan(
+        more + asked if first_in_list else asked + more, facts,
+        {**models, **planner.models_of(more)}, served(first, state), catalog,
+        health.host_health(facts, catalog))
+    hashes = {one["name"]: one["hash"] for one in result["endpoints"]}
+    assert {one["name"]: one["hash"] for one in first}.items() <= hashes.items()
+
+
+@given(situation=strategies.on_gpus(), off=st.floats(-0.01, 0.01), load=LOAD)
+def test_memory_that_was_seen_makes_no_other_plan_of_what_runs(situation, off, load):
+    """A passport is written after each start: its figures must not start the engine again."""
+    asked, facts, models, state, catalog, _ = situation
+    first = plan.deployment_plan(*situation)["endpoints"]
+    asked = [one for one in asked if one["name"] in {each["name"] for each in first}]
+    endpoints = {one["name"]: planner.serving(one, (4000 + number,), **{
+        part: int(one["memory"][part] * (1 - abs(off) if part == "weights_bytes" else 1 + off))
+        for part in PARTS if part != "kv_bytes"}) for number, one in enumerate(first)}
+    facts = under(facts, first, load)
+    again = plan.deployment_plan(
+        asked, facts, models, {**served(first, state), "endpoints": endpoints}, catalog,
+        health.host_health(facts, catalog))
+    assert [one["hash"] for one in again["endpoints"]] == [one["hash"] for one in first]
+    assert {one["memory"]["source"] for one in again["endpoints"]} <= {"observed"}
+
+
+# A passport is what somebody wrote.
+
+JUNK = strategies.JSON | st.sampled_from([
+    0, -1, 1, True, 10**400, -10**400, float("inf"), float("nan"), "", [], {}, "auto", ["GPU-x"],
+    [made.uuid(0), made.uuid(0)], 2**63])
+PLACES_OF_JUNK = st.sampled_from([
+    ("passport",), ("passport", "plan"), ("passport", "memory"), ("passport", "phases"),
+    ("passport", "memory", "observed"), ("passport", "phases", "ready_s"),
+    *(("passport", "memory", "observed", part) for part in PARTS),
+    *(("passport", "plan", key) for key in (
+        "hash", "asked", "gpus", "tensor_parallel", "pipeline_parallel", "context", "sequences",
+        "batched_tokens", "start_timeout_s", "model", "engine", "engine_version", "extra_args",
+        "utilisation", "command", "env", "image", "memory", "start", "name")),
+    *(("passport", "plan", "asked", key) for key in keep.ASKED),
+    ("passport", "plan", "model", "fingerprint"), ("passport", "plan", "model", "path")])
+# What a passport never decides.
+OUR_DECISIONS = ("name", "engine", "engine_version", "runtime", "image", "entrypoint",
+                 "environment", "venv", "lock", "launcher", "dialect", "model", "bind", "port",
+                 "url", "flags", "extra_args", "packages", "oracle", "asked")
+
+
+@settings(max_examples=200)
+@given(situation=strategies.on_gpus() | strategies.roomy(), place=PLACES_OF_JUNK, junk=JUNK)
+def test_whatever_a_passport_says_the_plan_is_sound_and_its_command_is_ours(
+        situation, place, junk):
+    asked, facts, models, state, catalog, verdict = situation
+    fresh = plan.deployment_plan(*situation)["endpoints"]
+    asked = [one for one in asked if one["name"] in {each["name"] for each in fresh}]
+    if not fresh:
+        return
+    seen = {part: fresh[0]["memory"][part] for part in PARTS if part != "kv_bytes"}
+    state = copy.deepcopy(served(fresh, state, **seen))
+    inner = state["endpoints"][fresh[0]["name"]]
+    inner["passport"]["phases"] = {"ready_s": 61.5}
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = junk
+    result = plan.deployment_plan(asked, facts, models, state, catalog, verdict)
+    json.dumps(result)
+    before = {one["name"]: one for one in fresh}
+    for one in result["endpoints"]:
+        was = before[one["name"]]
+        assert {key: one[key] for key in OUR_DECISIONS} == {key: was[key] for key in OUR_DECISIONS}
+        assert one["command"]["argv"][0] == was["command"]["argv"][0]
+        assert set(one["command"]["env"]) == set(was["command"]["env"])
+        assert one["start_timeout_s"] == was["start_timeout_s"]
+        assert set(one["gpus"]) <= {each["uuid"] for each in facts["devices"]}
+        assert_fits(one, catalog)
+
+
+# Others on the same host.
+
+
+@given(SITUATIONS)
 def test_an_endpoint_does_not_depend_on_those_after_it(situation):
     asked, *host = situation
     whole = plan.deployment_plan(*situation)
@@ -284,40 +479,81 @@ def test_where_all_fit_their_order_is_no_matter(situation, data):
     shuffled = data.draw(st.permutations(asked))
 
     def plans(order):
-        made = plan.deployment_plan(order, *host)["endpoints"]
-        return {one["name"]: without_limit(one) for one in made}
+        made_ = plan.deployment_plan(order, *host)["endpoints"]
+        return {one["name"]: without_limit(one) for one in made_}
 
     assert plans(shuffled) == plans(asked)
+
+
+@given(situation=SITUATIONS, data=st.data())
+def test_the_order_of_devices_is_no_matter(situation, data):
+    asked, facts, models, state, catalog, _ = situation
+    shuffled = {**facts, "devices": data.draw(st.permutations(facts["devices"]))}
+
+    def hashes(host):
+        result = plan.deployment_plan(asked, host, models, state, catalog,
+                                      health.host_health(host, catalog))
+        return [one["hash"] for one in result["endpoints"]]
+
+    assert hashes(shuffled) == hashes(facts)
 
 
 @given(situation=strategies.roomy(), at=st.integers(0, 2))
 def test_an_endpoint_that_is_refused_takes_nothing_from_the_others(situation, at):
     asked, *host = situation
-    [[refused], _] = requests.normalise([{"name": "x", "model": "canary", "gpus": 9}])
+    [[refused], _] = requests.normalise([{"name": "x", "model": "/none"}])
     result = plan.deployment_plan([*asked[:at], refused, *asked[at:]], *host)
     assert result["endpoints"] == plan.deployment_plan(*situation)["endpoints"]
 
 
-@given(strategies.situations())
+@given(SITUATIONS)
 def test_a_refusal_for_memory_says_what_would_be_given(situation):
-    """The most that a refusal names gets a plan, and nothing is said not to fit that does."""
-    asked, facts, models, *rest = situation
+    """The most that a refusal names gets a plan of its own."""
+    asked, *host = situation
     for request in asked:
-        [*refusals] = plan.deployment_plan([request], facts, models, *rest)["refusals"]
+        [*refusals] = plan.deployment_plan([request], *host)["refusals"]
         if not refusals or refusals[0]["id"] not in ("plan-does-not-fit",
                                                      "plan-context-beyond-model"):
             continue
         most = int(re.search(r"at most (\d+) tokens", refusals[0]["wanted"]).group(1))
         if most:
-            again = plan.deployment_plan([{**request, "context": most}], facts, models, *rest)
-            assert again["refusals"] == []
+            again = plan.deployment_plan([{**request, "context": most}], *host)["refusals"]
+            assert [one for one in again if one["subject"].endswith(".context")] == []
         else:
-            model = models[request["model"]]["bytes"] if request["model"] in models else 0
-            room = memory.budget_bytes(facts["memory"]["total_bytes"]) - model
-            assert "weights fit" not in refusals[0]["remedy"] or room < memory.OVERHEAD_BYTES
+            assert "smaller model" in refusals[0]["remedy"]
 
 
-@given(strategies.roomy())
+def with_memory(facts, share):
+    """The facts of a host that has so many times the memory, on every device and in RAM."""
+    facts = copy.deepcopy(facts)
+    facts["memory"]["total_bytes"] = int(facts["memory"]["total_bytes"] * share)
+    for one in facts["devices"]:
+        more = int(one["memory_total_bytes"] * share) - one["memory_total_bytes"]
+        one["memory_total_bytes"] += more
+        one["memory_free_bytes"] += more
+    return facts
+
+
+@settings(max_examples=100)
+@given(situation=strategies.on_gpus() | strategies.roomy().filter(
+    lambda situation: situation[1]["devices"] == []), share=st.floats(1, 4),
+    less=st.floats(0.01, 1))
+def test_more_memory_never_gives_a_smaller_context(situation, share, less):
+    asked, facts, models, state, catalog, verdict = situation
+    facts["memory"]["total_bytes"] = min(facts["memory"]["total_bytes"], 64 * 2**30)
+    for request in asked:
+        request = {**request, "context": "auto"}
+
+        def context(host, request=request):
+            plans = plan.deployment_plan([request], host, models, state, catalog,
+                                         verdict)["endpoints"]
+            return plans[0]["context"] if plans else 0
+
+        small = with_memory(facts, less)
+        assert context(small) <= context(with_memory(small, share))
+
+
+@given(strategies.roomy() | strategies.on_gpus())
 def test_the_command_of_a_plan_is_text_that_a_service_manager_can_be_given(situation):
     for one in plan.deployment_plan(*situation)["endpoints"]:
         argv = engine_command(one)["argv"]
@@ -325,29 +561,32 @@ def test_the_command_of_a_plan_is_text_that_a_service_manager_can_be_given(situa
         assert all(word.isprintable() for word in argv)
 
 
-SIZES = st.integers(0, 2**44)
+CACHES = st.builds(
+    kv.Cache, st.integers(1, 100), st.integers(0, 100), st.integers(1, 2**15),
+    st.integers(1, 2**16), st.integers(0, 2**24), st.sampled_from([1, 16, 64]), st.booleans(),
+    st.integers(0, 2**12))
 
 
-@given(total=SIZES, more=SIZES, used=SIZES, per_token=st.integers(1, 2**24),
-       trained=st.none() | st.integers(1, 10**6))
-def test_a_context_fits_and_grows_with_the_room(total, more, used, per_token, trained):
-    budget = memory.budget_bytes(total)
-    assert 0 <= budget <= total
-    assert budget <= memory.budget_bytes(total + more)
-    context = memory.largest_context(budget - used, per_token, trained)
-    assert 0 <= context <= (trained or context)
-    assert context * per_token <= max(0, budget - used)
-    assert context <= memory.largest_context(budget - used + more, per_token, trained)
-    assert memory.largest_context(budget - used, per_token + 1, trained) <= context
+@given(shape=CACHES, room=st.integers(-2**40, 2**44), more=st.integers(0, 2**44),
+       most=st.integers(0, 10**6))
+def test_a_context_fits_and_grows_with_the_room(shape, room, more, most):
+    context = kv.largest_context(shape, room, most)
+    assert 0 <= context <= most
+    assert context == 0 or kv.sequence_bytes(shape, context) <= room
+    assert context == most or kv.sequence_bytes(shape, context + 1) > room
+    assert context <= kv.largest_context(shape, room + more, most)
+    assert context == 0 or kv.pool_tokens(shape, room, context) >= context
 
 
-@given(strategies.GEOMETRIES, st.sampled_from(["layers", "kv_heads", "head_dim"]))
-def test_the_bytes_of_a_token_grow_with_each_side_of_the_shape(geometry, side):
-    bytes_ = memory.kv_bytes_per_token(geometry)
-    if bytes_ is None:
-        assert None in (geometry["layers"], geometry["kv_heads"], geometry["head_dim"])
-        return
-    assert memory.kv_bytes_per_token({**geometry, side: geometry[side] + 1}) > bytes_ > 0
+@given(shape=CACHES, tokens=st.integers(0, 10**6), more=st.integers(0, 10**6),
+       side=st.sampled_from(["full_layers", "layer_bytes", "state_bytes"]))
+def test_what_a_sequence_needs_grows_with_its_length_and_with_each_side_of_the_cache(
+        shape, tokens, more, side):
+    bytes_ = kv.sequence_bytes(shape, tokens)
+    assert 0 <= bytes_ <= kv.sequence_bytes(shape, tokens + more)
+    if not shape.window_layers:
+        assert bytes_ <= kv.sequence_bytes(shape._replace(**{side: getattr(shape, side) + 1}),
+                                           tokens)
 
 
 # Findings as text.
