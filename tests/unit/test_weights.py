@@ -83,7 +83,6 @@ def test_weights_of_32_bits_are_served_in_16(name):
             LLAMA_8B, split, stages)
 
 
-@pytest.mark.xfail(strict=True, reason="tables that were read from 32-bit files are not halved")
 def test_tables_of_32_bits_are_served_in_16_too():
     table = ends(LLAMA_8B)
     model = {**LLAMA_8B, "tensors": {"embedding_bytes": table, "head_bytes": table,

@@ -105,7 +105,9 @@ def activation_bytes(shape: Dict[str, Any], layout: Layout, settings: Settings,
     tokens, sequences, split = settings.batched_tokens, settings.sequences, layout.tensor_parallel
     hidden = 2 * shape["hidden"]
     experts = _expert_workspace(shape, split)
-    mlp = costs["mlp_copies"] * 2 * (shape["intermediate"] or 0) // split
+    # Where every layer has experts there is no MLP of this width.
+    dense = shape["intermediate"] if not shape["experts"] or shape["dense_layers"] else 0
+    mlp = costs["mlp_copies"] * 2 * (dense or 0) // split
     if shape["experts"]:
         query = 2 * shape["heads"] * shape["head_dim"] // split
         mlp = max(mlp, experts + costs["query_copies"] * query)

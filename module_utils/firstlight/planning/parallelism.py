@@ -40,32 +40,32 @@ def objection(model: Model, kernel: Optional[Kernel], split: int) -> str:
         return "%d does not divide its %d attention heads" % (split, heads)
     if not shape["kv_lora_rank"] and kv_heads % split and split % kv_heads:
         return "%d and its %d key heads do not divide each other" % (split, kv_heads)
-    for name, width, key in _widths(shape):
+    for name, width in _widths(shape):
         if width % split:
             return "%d does not divide its %s of %d" % (split, name, width)
-        multiple = _multiple(model, kernel, key)
+        multiple = _multiple(model, kernel)
         if split > 1 and width // split % multiple:
-            return "%s leaves %d of its %s of %d, and %s needs multiples of %d" % (
-                "a split in %d" % split, width // split, name, width, model["quantisation"],
-                multiple)
+            return "a split in %d leaves %d of its %s of %d, and %s needs multiples of %d" % (
+                split, width // split, name, width, model["quantisation"], multiple)
     return ""
 
 
-def _widths(shape: Dict[str, Any]) -> List[Tuple[str, int, str]]:
-    """What is split: the inputs of the second matrix of the MLP, which groups run along."""
-    found = []
+def _widths(shape: Dict[str, Any]) -> List[Tuple[str, int]]:
+    """What is split: the inputs of the second matrices of attention and MLP, along which groups
+    run."""
+    found = [("attention width", shape["heads"] * shape["value_head_dim"])]
     if shape["intermediate"] and (not shape["experts"] or shape["dense_layers"]):
-        found.append(("MLP width", shape["intermediate"], "input_multiple"))
+        found.append(("MLP width", shape["intermediate"]))
     if shape["experts"] and shape["moe_intermediate"]:
-        found.append(("experts' width", shape["moe_intermediate"], "input_multiple"))
+        found.append(("experts' width", shape["moe_intermediate"]))
     return found
 
 
-def _multiple(model: Model, kernel: Optional[Kernel], key: str) -> int:
-    """What a share must be a multiple of: the model's group, and the kernel's own for others."""
-    if kernel is None or kernel[key] == 1:
+def _multiple(model: Model, kernel: Optional[Kernel]) -> int:
+    """What a share must be a multiple of: the model's own group, else what the kernel needs."""
+    if kernel is None or kernel["input_multiple"] == 1:
         return 1
-    return int(model["quantisation_group"] or kernel[key])
+    return int(model["quantisation_group"] or kernel["input_multiple"])
 
 
 def larger(engine: str, model: Model, kernel: Optional[Kernel], least: int) -> List[Layout]:

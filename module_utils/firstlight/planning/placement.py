@@ -126,7 +126,8 @@ def batches(model: Model, device: Device, engine: Engine) -> List[Settings]:
     """The release's own size of batch, and a smaller one; as the user's flags say where they do."""
     flags = engine.flags
     types = (flags.get("key_type", "auto"), flags.get("value_type", "auto"))
-    second = engine.vllm and model["geometry"]["architecture"] in engine.row["second_runner"]
+    second = engine.vllm and bool(
+        {model["geometry"]["architecture"], "*"} & set(engine.row["second_runner"]))
     if engine.vllm:
         default = _batch_defaults(device, engine)
     else:

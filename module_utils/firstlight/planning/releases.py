@@ -71,6 +71,7 @@ def choose(request: Request, facts: Facts, state: Dict[str, Any], model: Model, 
         )
         if objection is None:
             env, reasons = _compatibility(facts, row, target)
+            reasons += _weights_alone(kernel, model, target)
             return Choice(row, kernel, env, [_why(row, model, target, facts)] + reasons)
         against.append((row, *objection))
     raise NoRelease(against)
@@ -229,6 +230,17 @@ def _no_kernel(row: Row, model: Model, kernel: Optional[Row], target: Target) ->
         return "model", "has %s kernels from compute capability %s on, and %s has %s" % (
             model["quantisation"], kernel["minimum_capability"], target.name, target.capability)
     return None
+
+
+def _weights_alone(kernel: Optional[Row], model: Model, target: Target) -> List[str]:
+    """Whether the card computes in the model's format, or only keeps the weights in it."""
+    if (target.kind == "cpu" or kernel is None or not kernel["native_capability"]
+            or method_of(model) in PLAIN_METHODS.values()
+            or version_of(target.capability) >= version_of(kernel["native_capability"])):
+        return []
+    return ["The weights stay in %s and the compute is 16 bit: computing in it needs compute "
+            "capability %s, and %s has %s." % (model["quantisation"], kernel["native_capability"],
+                                               target.name, target.capability)]
 
 
 def case_of(facts: Facts, row: Row, model: Model, capability: str,

@@ -22,10 +22,10 @@ def vllm_bytes(model: Model, tensor_parallel: int, stages: int) -> int:
     """
     shape = model["geometry"]
     whole = model["bytes"] // 2 if model["quantisation"] in ("F32", "f32") else model["bytes"]
-    ends = _ends(model)
+    ends = [end * whole // model["bytes"] for end in _ends(model)]
     layers = whole - sum(ends)
     part = layers * -(-shape["layers"] // stages) // shape["layers"] + (
-        sum(ends) if stages == 1 else max(ends) or sum(ends))
+        sum(ends) if stages == 1 else max(ends))
     rounding = _rounding(shape, tensor_parallel) if model["quantisation"] in PLAIN else 0
     return int(part // tensor_parallel + _rotary_bytes(shape)
                + (_copies(shape, tensor_parallel) + rounding) // stages)
@@ -46,9 +46,9 @@ def _ends(model: Model) -> List[int]:
     if tensors:
         return [tensors["embedding_bytes"], tensors["head_bytes"]]
     shape = model["geometry"]
-    one = shape["vocabulary"] * shape["hidden"] * 2
-    return [min(one, model["bytes"] // 4), 0 if shape["tied_embeddings"] else min(
-        one, model["bytes"] // 4)]
+    tables = 1 if shape["tied_embeddings"] else 2
+    one = min(shape["vocabulary"] * shape["hidden"] * 2, model["bytes"] // (tables + 1))
+    return [one, one if tables == 2 else 0]
 
 
 def _rotary_bytes(shape: Dict[str, Any]) -> int:
