@@ -20,8 +20,8 @@ KEYS = {"engine", "version", "runtime", "variant", "package", "lock", "launcher"
         "image", "tag", "digest", "entrypoint", "devices", "formats", "quantisations",
         "architectures", "minimum_python", "libraries", "extra_flags", "cuda", "minimum_driver",
         "full_driver", "compat_drivers", "capabilities", "ptx", "l4t", "torch", "triton",
-        "memory_utilisation", "cudagraph_profiled", "second_runner", "batch_defaults", "environment", "flags",
-        "removed_flags", "measured", "source"}
+        "memory_utilisation", "cudagraph_profiled", "second_runner", "batch_defaults",
+        "environment", "flags", "removed_flags", "measured", "source"}
 # What every release has, and what those have besides that we install or that come as an image.
 ALWAYS = {"engine", "version", "runtime", "variant", "dialect", "devices", "formats",
           "architectures", "flags", "source"}

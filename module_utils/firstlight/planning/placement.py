@@ -37,6 +37,8 @@ class Device(NamedTuple):
     """Its memory is the host's."""
     available: int
     """How many there are to choose from."""
+    alone: bool = False
+    """It cannot work together with others: a slice of a split GPU, a CPU."""
 
 
 class Placement(NamedTuple):

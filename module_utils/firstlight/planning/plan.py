@@ -50,6 +50,9 @@ OF_MEMORY = {
 }
 
 
+ON_CPU = releases.Target("cpu", "the CPU", "", False)
+
+
 class Refused(Exception):
     """No plan for this request; carries the findings that say why."""
 
@@ -380,7 +383,7 @@ def _target(request: Request, host: Host, pins: Optional[Pins]) -> Tuple[Pool, r
     name = of["name"] or "a GPU without a name"
     row = _gpu_row(first, host.catalog)
     device = Device(name, total - reserved, first["capability"] or "", bool(shared),
-                    len(found["devices"]))
+                    len(found["devices"]), piece is not None)
     same = [one for one in facts["devices"] if _pieces({"devices": [one]}).keys() & set(
         found["devices"])]
     left = [reason for reason in found["reasons"] if "left out" in reason]
@@ -447,8 +450,9 @@ def _cpu(request: Request, host: Host) -> Tuple[Pool, releases.Target]:
                                 "the host's memory is not known", "MemTotal in /proc/meminfo")])
     reason = "Served on the CPU: %s." % (
         "gpus is 0" if facts["class"] != "cpu" else "the host has no GPU")
-    device = Device("the CPU", int(total * placement.SHARE_OF_RAM) - host.taken_bytes, "", True, 1)
-    return Pool(device, facts, [reason]), releases.Target("cpu", "the CPU", "", False)
+    device = Device("the CPU", int(total * placement.SHARE_OF_RAM) - host.taken_bytes, "", True, 1,
+                    True)
+    return Pool(device, facts, [reason]), ON_CPU
 
 
 def _chosen(request: Request, host: Host, pool: Pool, placed: Placement, context: int,
@@ -508,16 +512,23 @@ def _what_would_work(request: Request, host: Host, model: Plan, target: releases
     if title:
         ways.append("%s.engine: auto takes %s" % (where, title))
     if model["format"] == "safetensors":
-        title = _title_of_choice(free, host, {**model, "format": "gguf"}, target)
+        as_gguf = {**model, "format": "gguf"}
+        gguf = _title_of_choice(free, host, as_gguf, target)
         row = _counterpart(request, host.catalog)
+        named = ": %s in %s is one; the plan does not take it by itself" % (
+            row["file"], row["counterpart"]) if row else ""
+        if gguf:
+            ways.append("%s.model: a GGUF of it, which %s serves here%s" % (where, gguf, named))
+        elif _title_of_choice(free, host, as_gguf, ON_CPU):
+            ways.append("%s.model: a GGUF of it%s, with %s.gpus: 0 on the CPU" % (
+                where, named, where))
+    elif target.kind == "gpu" and not title and _title_of_choice(free, host, model, ON_CPU):
+        ways.append("%s.gpus: 0 serves on the CPU" % where)
+    newer = host._replace(facts={**host.facts, "driver": {"version": "99999"}})
+    if target.kind == "gpu" and not title:
+        title = _title_of_choice(free, newer, model, target)
         if title:
-            ways.append("%s.model: a GGUF of it, which %s serves here%s" % (
-                where, title, ": %s in %s is one; the plan does not take it by itself" % (
-                    row["file"], row["counterpart"]) if row else ""))
-    elif target.kind == "gpu" and not title:
-        cpu = releases.Target("cpu", "the CPU", "", False)
-        if _title_of_choice(free, host, model, cpu):
-            ways.append("%s.gpus: 0 serves on the CPU" % where)
+            ways.append("a newer driver: then %s serves it" % title)
     return "; or ".join(ways)
 
 
@@ -764,7 +775,7 @@ def _context_reason(asked: Any, context: int, trained: Optional[int], placed: Pl
 def _advice(model: Plan, device: Device, engine: Engine, placed: Placement, context: int,
             wanted: int, asked: Any) -> List[str]:
     """What more devices of the kind would give, where the context had to be cut."""
-    if asked != "auto" or context >= wanted or not device.capability:
+    if asked != "auto" or context >= wanted or device.alone:
         return []
     for layout in parallelism.larger(engine.row["engine"], model, engine.kernel,
                                      placed.layout.devices):
@@ -854,7 +865,7 @@ def _does_not_fit(request: Request, model: Plan, device: Device, engine: Engine,
     if not most:
         remedy = "serve a smaller model: this one leaves no room for a context"
         for layout in parallelism.larger(engine.row["engine"], model, engine.kernel, count):
-            if device.capability and placement.place(
+            if not device.alone and placement.place(
                     model, device, engine, layout, placed.settings,
                     trained or placement.AUTO_CONTEXT_GPU).fits:
                 remedy += ", or give it %d such devices (%s)" % (
