@@ -103,7 +103,8 @@ _SERVABLE = st.fixed_dictionaries(
 SERVABLE = st.lists(_SERVABLE, min_size=1, max_size=3,
                     unique_by=(lambda one: one["name"], lambda one: one["port"]))
 
-COUNTS = st.none() | st.integers(1, 256)
+COUNTS = st.sampled_from([True] * 19 + [False]).flatmap(
+    lambda known: st.integers(1, 256) if known else st.none())
 _PLAIN = {"sliding_window": None, "sliding_layers": 0, "state_bytes_per_sequence": 0,
           "tied_embeddings": False, "vision": False, "kv_lora_rank": None, "rope_head_dim": None,
           "query_lora_rank": None, "experts": None, "experts_per_token": None,
@@ -126,7 +127,7 @@ MODELS = st.fixed_dictionaries({
         "embedding_bytes": st.integers(1, 2**20), "head_bytes": st.integers(0, 2**20),
         "other_bytes": st.integers(1, 2**20)}),
     "geometry": GEOMETRIES,
-})
+}).map(lambda one: {**one, "bytes": one["bytes"] + sum((one["tensors"] or {}).values())})
 
 # Hosts as gpu_facts describes them: what is usual with changes, some of it not known.
 BYTES = st.none() | st.integers(0, 2**38)
@@ -193,10 +194,11 @@ def idle_hosts(draw, most=8):
 
 CPU_CHANGES = st.fixed_dictionaries({
     "cpu": st.fixed_dictionaries({
-        "architecture": st.sampled_from(["x86_64", "aarch64", "riscv64"]),
+        "architecture": st.sampled_from(["x86_64", "x86_64", "aarch64", "riscv64"]),
         "cores": st.none() | st.integers(1, 256), "model": st.none() | HOSTILE}),
     "memory": st.fixed_dictionaries({
-        "total_bytes": st.none() | st.integers(1, 2**42),
+        "total_bytes": st.sampled_from([None, 0]) | st.integers(1, 2**42) | st.integers(
+            2**33, 2**42),
         "available_bytes": st.none() | st.integers(0, 2**42),
         "swap_bytes": st.none() | st.integers(0, 2**36)}),
     "system": st.fixed_dictionaries({

@@ -89,6 +89,14 @@ def test_an_endpoint_that_does_not_run_makes_room_for_who_holds_its_device():
     assert planner.only(again(busy, asked, plan))["gpus"] == [uuid(0)]
 
 
+@pytest.mark.parametrize("figure", ["memory_free_bytes", "holders"])
+def test_a_figure_that_cannot_be_read_for_once_stops_nothing_that_runs(figure):
+    facts, asked = planner.host("h100", 1), {"model": SMALL}
+    plan = first(facts, asked)
+    blind = made.unread(held(facts, plan), "devices[0]." + figure)
+    assert planner.only(again(blind, asked, plan))["hash"] == plan["hash"]
+
+
 def test_a_device_gone_bad_is_left():
     facts, asked = planner.host("h100", 2), {"model": SMALL}
     plan = first(facts, asked)

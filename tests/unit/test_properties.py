@@ -455,7 +455,8 @@ def test_whatever_a_passport_says_the_plan_is_sound_and_its_command_is_ours(
         assert {key: one[key] for key in OUR_DECISIONS} == {key: was[key] for key in OUR_DECISIONS}
         assert one["command"]["argv"][0] == was["command"]["argv"][0]
         assert set(one["command"]["env"]) == set(was["command"]["env"])
-        assert one["start_timeout_s"] == was["start_timeout_s"]
+        if len(one["gpus"]) == len(was["gpus"]):
+            assert one["start_timeout_s"] == was["start_timeout_s"]
         assert set(one["gpus"]) <= {each["uuid"] for each in facts["devices"]}
         assert_fits(one, catalog)
 
@@ -673,7 +674,7 @@ def test_what_the_gguf_package_writes_is_read_as_it_was_written(shape, other):
     assert found["heads"] == heads
     assert found["kv_heads"] == shape.get("attention.head_count_kv", heads)
     assert found["vocabulary"] == shape.get("vocab_size")
-    split = hidden // heads if heads and hidden and hidden >= heads else None
+    split = hidden // heads if heads and hidden and hidden % heads == 0 else None
     assert found["head_dim"] == shape.get("attention.key_length", split)
 
 
