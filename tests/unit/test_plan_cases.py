@@ -144,12 +144,12 @@ REFUSALS = {
         planner.host("h200", 1), asks(L70), "plan-does-not-fit", "weights 131.4 GiB",
         "2 such devices (tensor parallel 2)"),
     "a 7B AWQ on an Orin NX with 16 GB": (
-        orin(), asks(AWQ_7B), "plan-no-engine", "is not for Jetson Linux 36.4.3",
+        orin(), asks(AWQ_7B), "plan-no-engine", "known issue vllm-on-jetpack-6",
         "a GGUF of it, which llama_cpp 8708 (docker l4t-r36) serves here: "
         "qwen2.5-7b-instruct-q4_k_m*.gguf in Qwen/Qwen2.5-7B-Instruct-GGUF"),
     "safetensors on a V100": (
         planner.host("v100", 4), asks("x/Llama-3.1-8B"), "plan-no-engine",
-        "no kernels for compute capability 7.0", "a GGUF of it, which llama_cpp 11434"),
+        "no kernels for Volta (known issue volta-dropped", "a GGUF of it, which llama_cpp 11434"),
     "safetensors on a CPU": (
         planner.cpu(8), asks("x/Qwen2.5-7B"), "plan-no-engine", "runs on gpu, not on the CPU",
         "a GGUF of it, which llama_cpp 2026.10.11549 (native cpu) serves here"),
@@ -158,11 +158,11 @@ REFUSALS = {
         "serve a smaller model"),
     "AWQ on llama.cpp": (
         planner.host("h100", 1), asks("x/Qwen2.5-7B-AWQ", engine="llama_cpp"), "plan-no-engine",
-        "reads gguf, not safetensors", "auto takes vllm 0.24.0"),
+        "known issue awq-on-llama-cpp", "auto takes vllm 0.24.0"),
     "GGUF on a vLLM that does not read it": (
         planner.host("h100", 1), asks("/m/Qwen2.5-7B.gguf", engine="vllm",
                                       engine_version="0.24.0"), "plan-no-engine",
-        "reads safetensors, not gguf", "auto takes llama_cpp 11434"),
+        "known issue gguf-left-the-core", "auto takes llama_cpp 11434"),
     "two nodes": (
         planner.host("h200", 8), asks("x/DeepSeek-V3", gpus=16), "plan-several-nodes",
         "16 devices, and this host has 8", "--nnodes 2 --node-rank R --master-addr ADDRESS"),

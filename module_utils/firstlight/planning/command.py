@@ -29,7 +29,9 @@ def engine_command(plan: Dict[str, Any]) -> Command:
 def _environment(plan: Dict[str, Any]) -> Dict[str, str]:
     """What every engine is given, and what is known to be needed by this one."""
     env = {"PYTHONUNBUFFERED": "1", **plan["env"]}
-    if plan["runtime"] == "native" and plan["gpus"]:
+    # A device without a UUID has no name that CUDA knows.
+    if plan["runtime"] == "native" and plan["gpus"] and not any(
+            "[" in one for one in plan["gpus"]):
         # A container sees only its devices, and by other numbers: it must not be told again.
         env.update(CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=",".join(plan["gpus"]))
     return env

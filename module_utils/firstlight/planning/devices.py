@@ -43,7 +43,8 @@ def select_devices(
     :param held: ``{pids: [...], bytes: {uuid: n}}`` of the endpoint as it runs now: its processes,
         and what it is known to hold of devices that do not tell (it may be left out). Both are free
         for it.
-    :returns: ``{devices: [uuid], reasons: [sentence], refusals: [finding]}``. The order of the
+    :returns: ``{devices: [uuid], reasons: [sentence], left_out: [sentence], refusals: [finding]}``;
+        the sentences are why those were taken, and why others were not. The order of the
         devices in the facts makes no difference.
     """
     pinned = list(dict.fromkeys(wanted["uuids"]))
@@ -56,7 +57,7 @@ def select_devices(
     pool = [one for one in everything if not pinned or one.uuid in pinned]
     count = len(pinned) or (None if wanted["count"] == "all" else wanted["count"])
     if count == 0:
-        return {"devices": [], "reasons": ["No GPU is wanted."], "refusals": []}
+        return {"devices": [], "reasons": ["No GPU is wanted."], "left_out": [], "refusals": []}
     fit = [one for one in pool if not one.why_out]
     near = wanted["tensor_parallel"] and _has_nvlink(facts)
     chosen = _choose(fit, count, near, set(wanted["keep"]))
@@ -66,8 +67,9 @@ def select_devices(
     if wanted["tensor_parallel"] and len(chosen) > 1:
         reasons.append("They are NVLink peers of each other." if near else
                        "No GPU here has NVLink; they talk over PCI Express.")
-    reasons += ["%s: left out: %s." % (one.title, one.why_out) for one in pool if one.why_out]
-    return {"devices": [one.uuid for one in chosen], "reasons": reasons, "refusals": []}
+    left = ["%s: left out: %s." % (one.title, one.why_out) for one in pool if one.why_out]
+    return {"devices": [one.uuid for one in chosen], "reasons": reasons, "left_out": left,
+            "refusals": []}
 
 
 def _candidates(facts: Facts, wanted: Wanted, health: Dict[str, Any], held: Dict[str, Any],
@@ -113,7 +115,7 @@ def _candidate(facts: Facts, wanted: Wanted, health: Dict[str, Any], held: Dict[
         (why_out, why_out),
         (taken, "it is for the endpoint %s" % taken),
         (verdict == "bad", "its health is bad: %s" % _ailments(health, device)),
-        (free is None, "its free memory is not known: %s" % _reason(
+        (free is None and wanted["memory_bytes"] > 0, "its free memory is not known: %s" % _reason(
             facts, "memory.available_bytes" if shared else label + ".memory_free_bytes")),
         (holders is None and not shared and not wanted["share"],
          "who holds memory of it is not known: %s" % _reason(facts, label + ".holders")),
@@ -212,4 +214,4 @@ def _refused(wanted: Wanted, kind: str, found: str, needed: str) -> Dict[str, An
     refusal: Finding = finding(
         "devices-" + kind, subject, found, needed,
         "change %s, or free a device: stop what holds it, or mend what is bad" % subject)
-    return {"devices": [], "reasons": [], "refusals": [refusal]}
+    return {"devices": [], "reasons": [], "left_out": [], "refusals": [refusal]}

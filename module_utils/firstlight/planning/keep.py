@@ -11,10 +11,11 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 Request = Dict[str, Any]
 
-ASKED = ("context", "gpus", "tensor_parallel", "engine", "engine_version", "runtime")
+ASKED = ("context", "gpus", "tensor_parallel", "engine", "engine_version", "runtime",
+         "engine_python", "engine_binary")
 """What of a request a plan chooses within. Where these words changed, nothing is kept."""
-SAME = ("engine", "engine_version", "tensor_parallel", "pipeline_parallel", "extra_args",
-        "batched_tokens", "sequences")
+SAME = ("engine", "engine_version", "tensor_parallel", "pipeline_parallel", "device",
+        "extra_args", "batched_tokens", "sequences")
 """What has to be equal for memory seen to hold again; and the model's content."""
 
 COUNTS = ("tensor_parallel", "pipeline_parallel", "context", "batched_tokens", "sequences",
@@ -32,6 +33,7 @@ class Pins(NamedTuple):
     batched_tokens: int
     sequences: int
     start_limit_s: int
+    utilisation: Optional[float]
     running: bool
 
 
@@ -48,8 +50,11 @@ def pins(request: Request, state: Dict[str, Any]) -> Optional[Pins]:
     counts = [plan[key] for key in COUNTS if type(plan.get(key)) is int and plan[key] > 0]
     if len(counts) < len(COUNTS) or not isinstance(plan.get("hash"), str):
         return None
+    share = plan.get("utilisation")
+    if share is not None and not (type(share) is float and 0 < share < 1):
+        return None
     running = there.get("state") in ("running", "starting") and there.get("plan") == plan["hash"]
-    return Pins._make([plan["hash"], gpus, *counts, running])
+    return Pins._make([plan["hash"], gpus, *counts, share, running])
 
 
 def observed(request: Request, state: Dict[str, Any], wanted: Dict[str, Any]) -> Dict[str, Any]:
@@ -57,10 +62,14 @@ def observed(request: Request, state: Dict[str, Any], wanted: Dict[str, Any]) ->
 
     :param wanted: the keys of :data:`SAME` and ``fingerprint``.
     """
-    there = _endpoint(request, state)
-    memory = (there.get("passport") or {}).get("memory")
+    passport = _passport(_endpoint(request, state))
+    memory = passport.get("memory")
     seen = memory.get("observed") if isinstance(memory, dict) else None
-    return seen if isinstance(seen, dict) and _is_of(_plan(there), wanted) else {}
+    plan = _plan(_endpoint(request, state))
+    if not isinstance(seen, dict) or not _is_of(plan, wanted):
+        return {}
+    share = plan.get("utilisation")
+    return {**seen, "utilisation": share if type(share) is float and 0 < share < 1 else 0.0}
 
 
 def last_start(request: Request, state: Dict[str, Any], wanted: Dict[str, Any]) -> Optional[int]:
@@ -69,7 +78,7 @@ def last_start(request: Request, state: Dict[str, Any], wanted: Dict[str, Any]) 
     :param wanted: as for :func:`observed`.
     """
     there = _endpoint(request, state)
-    phases = (there.get("passport") or {}).get("phases")
+    phases = _passport(there).get("phases")
     took: Any = phases.get("ready_s") if isinstance(phases, dict) else None
     if type(took) not in (int, float) or not 0 <= took < 10**6 or not _is_of(
             _plan(there), wanted):
@@ -87,14 +96,21 @@ def _is_of(plan: Dict[str, Any], wanted: Dict[str, Any]) -> bool:
 def held(request: Request, state: Dict[str, Any]) -> Dict[str, Any]:
     """The processes of the endpoint: what they hold is free for it."""
     there = _endpoint(request, state)
-    pids = there.get("pids") or [there.get("pid")]
+    pids = there.get("pids")
+    pids = pids if isinstance(pids, list) else [there.get("pid")]
     return {"pids": [pid for pid in pids if type(pid) is int], "bytes": {}}
 
 
+def devices_of(request: Request, state: Dict[str, Any]) -> List[str]:
+    """The devices that an endpoint has, or had when it last ran."""
+    return _uuids(_plan(_endpoint(request, state)).get("gpus"))
+
+
 def reserved(requests: List[Request], state: Dict[str, Any]) -> Dict[str, str]:
-    """Devices of endpoints that are asked for and run or ran: nobody else's, by UUID."""
+    """Devices of the endpoints that may stay where they are or were: nobody else's, by UUID."""
     return {uuid: request["name"] for request in requests
-            for uuid in _uuids(_plan(_endpoint(request, state)).get("gpus"))}
+            if request["gpus"] != 0 and not isinstance(request["gpus"], list)
+            for uuid in devices_of(request, state)}
 
 
 def _uuids(value: Any) -> List[str]:
@@ -106,7 +122,11 @@ def _endpoint(request: Request, state: Dict[str, Any]) -> Dict[str, Any]:
     return there if isinstance(there, dict) else {}
 
 
-def _plan(there: Dict[str, Any]) -> Dict[str, Any]:
+def _passport(there: Dict[str, Any]) -> Dict[str, Any]:
     passport = there.get("passport")
-    plan = passport.get("plan") if isinstance(passport, dict) else None
+    return passport if isinstance(passport, dict) else {}
+
+
+def _plan(there: Dict[str, Any]) -> Dict[str, Any]:
+    plan = _passport(there).get("plan")
     return plan if isinstance(plan, dict) else {}

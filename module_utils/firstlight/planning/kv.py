@@ -54,7 +54,7 @@ def cache(geometry: Geometry, tensor_parallel: int, stages: int, key_bits: float
         layer_bytes = int(heads * (geometry["head_dim"] * key_bits
                                    + geometry["value_head_dim"] * value_bits) / 8)
     # What is not known to be over a window keeps everything.
-    window_layers = geometry["sliding_layers"] or 0
+    window_layers = (geometry["sliding_layers"] or 0) if geometry["sliding_window"] else 0
     full_layers = geometry["attention_layers"] - window_layers
     window = (geometry["sliding_window"] or 1) - 1 + in_flight
     return Cache(-(-full_layers // stages), -(-window_layers // stages), window, layer_bytes,

@@ -43,6 +43,8 @@ class Settings(NamedTuple):
     eager_attention: bool = False
     """llama.cpp without flash attention."""
     second_runner: bool = False
+    graphs_profiled: bool = True
+    """The release takes its graphs out of its share (the first runner, from 0.20 on)."""
 
 
 class Fixed(NamedTuple):
@@ -92,7 +94,7 @@ def vllm(model: Model, layout: Layout, settings: Settings, costs: Costs) -> Fixe
         weights.vllm_bytes(model, layout.tensor_parallel, layout.stages)
         + (costs["latent_load_bytes"] if shape["kv_lora_rank"] else 0),
         activation_bytes(shape, layout, settings, costs) + other, graphs, context,
-        not settings.second_runner)
+        settings.graphs_profiled and not settings.second_runner)
 
 
 def activation_bytes(shape: Dict[str, Any], layout: Layout, settings: Settings,
@@ -213,10 +215,41 @@ def cache_of(engine: str, model: Model, layout: Layout, settings: Settings,
     return found if of_vllm else found._replace(token_bytes=_bytes_of_a_token(shape, settings))
 
 
-def observed(fixed: Fixed, seen: Optional[Dict[str, Any]]) -> Fixed:
-    """What was seen of the same engine, model and flags in place of what is reckoned."""
-    if not seen:
-        return fixed
-    return fixed._replace(**{
-        part: seen[part + "_bytes"] for part in ("weights", "activation", "graphs", "context")
-        if type(seen.get(part + "_bytes")) is int and seen[part + "_bytes"] >= 0})
+SEEN = {"weights_bytes": "weights", "activation_bytes": "activation", "graph_bytes": "graphs",
+        "context_bytes": "context"}
+"""What a passport may have observed, by the names that a plan has for it."""
+# A figure that is so many times off, and so much more, is no observation of the same thing.
+CREDIBLE_TIMES = 4
+CREDIBLE_BYTES = 2**30
+
+
+def observed(fixed: Fixed, seen: Dict[str, Any], share_bytes: int) -> Optional[Fixed]:
+    """What was seen of the same engine, model and flags in place of what is reckoned.
+
+    :param seen: ``memory.observed`` of a passport: bytes for each device, as a plan names them,
+        weights and cache at least. What it does not have follows from the cache.
+    :param share_bytes: vLLM's share of the device then.
+    :returns: ``None`` where the figures cannot be what they say.
+    """
+    given = {part: seen[key] for key, part in SEEN.items() if key in seen}
+    cache: Any = seen.get("kv_bytes")
+    if "weights" not in given or not _is_size(cache):
+        return None
+    for part, count in given.items():
+        if not _is_size(count) or count > CREDIBLE_TIMES * getattr(
+                fixed, part) + CREDIBLE_BYTES or (part == "weights" and count * CREDIBLE_TIMES
+                                                  < fixed.weights):
+            return None
+    found = fixed._replace(**given)
+    if "activation" not in given and share_bytes:
+        # What the share lost beside weights and cache is the engine's own.
+        rest = share_bytes - int(cache) - found.weights - (
+            found.graphs if found.graphs_in_share else 0)
+        if not 0 <= rest <= CREDIBLE_TIMES * fixed.activation + CREDIBLE_BYTES:
+            return None
+        found = found._replace(activation=rest)
+    return found
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**50

@@ -30,7 +30,9 @@ class Device(NamedTuple):
 
     title: str
     limit_bytes: int
-    """What an engine can have of one."""
+    """All that there is of one for CUDA, or for an engine on the CPU."""
+    usable_bytes: int
+    """What of it one engine may have: less where the memory is the host's."""
     capability: str
     """Empty for a CPU."""
     shared: bool
@@ -92,30 +94,43 @@ def placements(model: Model, device: Device, engine: Engine, counts: List[int],
 
 
 def place(model: Model, device: Device, engine: Engine, layout: Layout, settings: Settings,
-          most: int) -> Placement:
-    """What comes of one layout and one size of batch; ``most`` bounds the context."""
+          most: int, share: Optional[float] = None) -> Placement:
+    """What comes of one layout and one size of batch.
+
+    :param most: bounds the context, in tokens.
+    :param share: vLLM's share of the device, where it is not to be chosen.
+    """
     costs = engine.costs
-    seen = engine.seen.get((layout, settings))
     if engine.vllm:
         fixed = memory.vllm(model, layout, settings, costs)
     else:
         fixed = memory.llama_cpp(model, layout, settings, costs, bool(device.capability))
-    fixed = memory.observed(fixed, seen)
-    utilisation = None
+    seen = engine.seen.get((layout, settings))
+    known = memory.observed(fixed, seen, int(device.limit_bytes * seen["utilisation"])) \
+        if seen else None
+    fixed = known or fixed
     if engine.vllm:
-        share = costs["unified_share"] if device.shared else float(engine.row["memory_utilisation"])
-        # In steps that the command line shows whole.
-        outside = fixed.outside + costs["slack_bytes"]
-        utilisation = max(0.0, min(share, math.floor(
-            (1 - outside / device.limit_bytes) * 1000) / 1000))
-        room = int(device.limit_bytes * utilisation) - fixed.in_share
+        share = share or _share(fixed, device, engine)
+        room = int(device.limit_bytes * share) - fixed.in_share
     else:
-        room = device.limit_bytes - fixed.total
-    error = int(device.limit_bytes * _error_share(device, engine, bool(seen)))
+        share = None
+        room = device.usable_bytes - fixed.total
+    error = int(device.limit_bytes * _error_share(device, engine, known is not None))
     cache = memory.cache_of(engine.row["engine"], model, layout, settings, costs)
     fits = kv.largest_context(cache, room - error, most)
-    return Placement(layout, settings, fixed, cache, utilisation, room, error,
-                     fits if fits == most else fits // CONTEXT_STEP * CONTEXT_STEP, bool(seen))
+    return Placement(layout, settings, fixed, cache, share, room, error,
+                     fits if fits == most else fits // CONTEXT_STEP * CONTEXT_STEP,
+                     known is not None)
+
+
+def _share(fixed: Fixed, device: Device, engine: Engine) -> float:
+    """vLLM's share of the device: the release's own, less where more is needed beside it."""
+    beside = fixed.outside + engine.costs["slack_bytes"]
+    # In steps that the command line shows whole.
+    return float(max(0.0, min(
+        float(engine.row["memory_utilisation"]),
+        math.floor(device.usable_bytes / device.limit_bytes * 1000) / 1000,
+        math.floor((1 - beside / device.limit_bytes) * 1000) / 1000)))
 
 
 def _error_share(device: Device, engine: Engine, seen: bool) -> float:
@@ -140,7 +155,8 @@ def batches(model: Model, device: Device, engine: Engine) -> List[Settings]:
     chosen = [(int(flags.get("batched_tokens", tokens)), int(flags.get("sequences", sequences)))
               for tokens, sequences in sizes]
     plain = flags.get("flash_attention") in ("off", "0", "disabled")
-    return [Settings(tokens, sequences, *types, engine.eager, plain, second)
+    profiled = engine.row["cudagraph_profiled"]
+    return [Settings(tokens, sequences, *types, engine.eager, plain, second, profiled)
             for tokens, sequences in dict.fromkeys(chosen)]
 
 
@@ -165,7 +181,8 @@ def choose(found: List[Placement], wanted: int, everything: bool) -> Placement:
     for one in found:
         if one.fits >= wanted:
             return one
-    return max(found, key=lambda one: one.fits)
+    # Where none gives any, the largest tells best what is missing.
+    return max(found, key=lambda one: (one.fits, one.layout.devices if one.fits < 1 else 0))
 
 
 def memory_of(made: Placement, context: int, device: Device) -> Dict[str, Any]:

@@ -62,17 +62,17 @@ def choose(request: Request, facts: Facts, state: Dict[str, Any], model: Model, 
         kernel = _kernel(row, model, catalog)
         objection = (
             _not_asked_for(request, row)
-            or _wrong_kind(facts, row, target)
-            or _unread(row, model)
-            or _wrong_machine(facts, state, row)
-            or _wrong_device(facts, row, target)
-            or _no_kernel(row, model, kernel, target)
+            or _wrong_kind(request, row, target)
             or _broken(request, facts, row, model, target, catalog)
+            or _unread(request, row, model)
+            or _wrong_machine(request, facts, state, row)
+            or _wrong_device(request, facts, row, target)
+            or _no_kernel(row, model, kernel, target)
         )
         if objection is None:
-            env, reasons = _compatibility(facts, row, target)
+            env, reasons = _compatibility(request, facts, row, target)
             reasons += _weights_alone(kernel, model, target)
-            return Choice(row, kernel, env, [_why(row, model, target, facts)] + reasons)
+            return Choice(row, kernel, env, [_why(request, row, model, target, facts)] + reasons)
         against.append((row, *objection))
     raise NoRelease(against)
 
@@ -126,23 +126,30 @@ def _not_asked_for(request: Request, row: Row) -> Objection:
     for key, value in (("engine", row["engine"]), ("engine_version", row["version"])):
         if request[key] not in ("auto", value):
             return key, "%s is asked for" % request[key]
-    own = request["engine_python"] or request["engine_binary"]
-    if request["runtime"] not in ("auto", row["runtime"]) and not own:
+    if request["runtime"] not in ("auto", row["runtime"]) and not is_own(request):
         return "runtime", "%s is asked for" % request["runtime"]
     return None
 
 
-def _wrong_kind(facts: Facts, row: Row, target: Target) -> Objection:
-    if target.kind in row["devices"]:
+def is_own(request: Request) -> bool:
+    """Whether the engine is a program that the user brings: nobody knows what it was built for."""
+    return bool(request["engine_python"] or request["engine_binary"])
+
+
+def _wrong_kind(request: Request, row: Row, target: Target) -> Objection:
+    if target.kind in row["devices"] or (request["engine_binary"] and target.kind == "cpu"):
         return None
     if target.kind == "gpu":
         return "gpus", "is a build for the CPU, and gpus: 0 would say that the CPU is meant"
     return "engine", "runs on %s, not on the CPU" % " and ".join(row["devices"])
 
 
-def _unread(row: Row, model: Model) -> Objection:
+def _unread(request: Request, row: Row, model: Model) -> Objection:
     if model["format"] not in row["formats"]:
         return "model", "reads %s, not %s" % (" and ".join(row["formats"]), model["format"])
+    if request["engine"] == "auto" and row["engine"] != NATIVE_ENGINE[model["format"]]:
+        return "engine", "is taken for %s only where engine: %s asks for it" % (
+            model["format"], row["engine"])
     method = method_of(model)
     if model["format"] == "gguf" or method in PLAIN_METHODS.values() or not row["quantisations"]:
         return None
@@ -151,7 +158,10 @@ def _unread(row: Row, model: Model) -> Objection:
     return None
 
 
-def _wrong_machine(facts: Facts, state: Dict[str, Any], row: Row) -> Objection:
+def _wrong_machine(request: Request, facts: Facts, state: Dict[str, Any],
+                   row: Row) -> Objection:
+    if is_own(request):
+        return None
     architecture = facts["cpu"]["architecture"]
     if architecture not in row["architectures"]:
         return "engine", "is built for %s, not for %s" % (
@@ -165,8 +175,8 @@ def _wrong_machine(facts: Facts, state: Dict[str, Any], row: Row) -> Objection:
     return None
 
 
-def _wrong_device(facts: Facts, row: Row, target: Target) -> Objection:
-    if target.kind == "cpu":
+def _wrong_device(request: Request, facts: Facts, row: Row, target: Target) -> Objection:
+    if target.kind == "cpu" or is_own(request):
         return None
     jetson = facts["jetson"]
     if jetson is None and row["variant"].startswith("l4t"):
@@ -186,11 +196,17 @@ def _wrong_device(facts: Facts, row: Row, target: Target) -> Objection:
         if not row["full_driver"] or version_of(driver) < version_of(row["full_driver"]):
             return "engine", ("has only PTX for compute capability %s, which needs driver %s; "
                               "this host has %s" % (target.capability, row["full_driver"]
-                                                    or "that is not known", driver or "none"))
+                                                    or "that is not known", _said(facts)))
     if row["minimum_driver"] and jetson is None and not _driver_will_do(driver, row, target):
         return "engine", "CUDA %s needs driver %s, and this host has %s" % (
-            row["cuda"], row["minimum_driver"], driver or "none")
+            row["cuda"], row["minimum_driver"], _said(facts))
     return None
+
+
+def _said(facts: Facts) -> str:
+    """The driver for a person."""
+    driver = facts["driver"]
+    return "none" if driver is None else driver["version"] or "one whose version is not known"
 
 
 def l4t_major(facts: Facts) -> Optional[int]:
@@ -209,11 +225,12 @@ def _by_compatibility(driver: str, row: Row, target: Target) -> bool:
             and "VLLM_ENABLE_CUDA_COMPATIBILITY" in row["environment"])
 
 
-def _compatibility(facts: Facts, row: Row, target: Target) -> Tuple[Dict[str, str], List[str]]:
+def _compatibility(request: Request, facts: Facts, row: Row,
+                   target: Target) -> Tuple[Dict[str, str], List[str]]:
     """What has to be set where the image's CUDA is newer than the driver's."""
     driver = (facts["driver"] or {}).get("version") or ""
-    if (target.kind == "cpu" or facts["jetson"] is not None or not row["minimum_driver"]
-            or version_of(driver) >= version_of(row["minimum_driver"])):
+    if (target.kind == "cpu" or is_own(request) or facts["jetson"] is not None
+            or not row["minimum_driver"] or version_of(driver) >= version_of(row["minimum_driver"])):
         return {}, []
     return {"VLLM_ENABLE_CUDA_COMPATIBILITY": "1"}, [
         "Driver %s is older than CUDA %s asks for; the image's compatibility libraries make up "
@@ -243,14 +260,15 @@ def _weights_alone(kernel: Optional[Row], model: Model, target: Target) -> List[
                                                target.name, target.capability)]
 
 
-def case_of(facts: Facts, row: Row, model: Model, capability: str,
+def case_of(request: Request, facts: Facts, row: Row, model: Model, capability: str,
             tensor_parallel: Optional[int] = None) -> known_issues.Case:
     """What the rows of known issues are held against."""
     containers = facts.get("containers") or {}
     return {
         "engine": row["engine"], "version": row["version"], "torch": row["torch"],
-        "runtime": row["runtime"], "class": facts["class"], "l4t_major": l4t_major(facts),
-        "capability": capability or None, "quantisation": method_of(model),
+        "runtime": "native" if is_own(request) else row["runtime"], "class": facts["class"],
+        "l4t_major": l4t_major(facts), "capability": capability or None,
+        "quantisation": method_of(model),
         "format": model["format"],
         "docker": containers.get("version") if containers.get("engine") == "docker" else None,
         "tensor_parallel": tensor_parallel,
@@ -261,17 +279,21 @@ def _broken(request: Request, facts: Facts, row: Row, model: Model, target: Targ
             catalog: Dict[str, Any]) -> Objection:
     if target.kind == "cpu":
         return None
-    case = case_of(facts, row, model, target.capability)
+    case = case_of(request, facts, row, model, target.capability)
     for issue in known_issues.that_hold(case, catalog["known_issues"]):
         if issue["action"].get("forbid"):
-            return "engine", "%s (known issue %s)" % (issue["action"]["note"], issue["id"])
+            return "engine", "%s (known issue %s; %s)" % (
+                issue["action"]["note"], issue["id"], issue["remedy"].rstrip("."))
         if issue["action"].get("avoid") and request["engine"] == "auto":
             return "engine", "%s (known issue %s; engine: %s takes it all the same)" % (
                 issue["action"]["note"], issue["id"], row["engine"])
     return None
 
 
-def _why(row: Row, model: Model, target: Target, facts: Facts) -> str:
+def _why(request: Request, row: Row, model: Model, target: Target, facts: Facts) -> str:
+    if is_own(request):
+        return "%s %s: a program of the host's own, taken for the release of that version." % (
+            row["engine"], row["version"])
     return "%s: %s release in the catalog that serves %s on %s (%s)." % (
         title(row), "the newest measured" if row["measured"] else "the newest fitting",
         "GGUF" if model["format"] == "gguf" else "%s in %s" % (

@@ -208,7 +208,7 @@ def _gpus(where: str, request: Request) -> List[Finding]:
         request["gpus"] = count
         return []
     if isinstance(gpus, (list, tuple)) and gpus and all(isinstance(one, str) for one in gpus):
-        request["gpus"] = list(gpus)
+        request["gpus"] = list(dict.fromkeys(gpus))
         return []
     return [_bad(where + ".gpus", "bad-gpus", repr(gpus), "auto, all, a count, or a list of UUIDs")]
 
