@@ -46,6 +46,7 @@ def _whole(found: Any, name: str) -> bool:
             and bool(URL.fullmatch(plan["url"]))
             and int(plan["url"].rpartition(":")[2]) <= 65535
             and type(plan["start_timeout_s"]) is int
+            and plan["start_timeout_s"] >= 0
             and isinstance(plan["model"]["served_name"], str)
             and isinstance(found["smoke"]["figures"], dict)
             and isinstance(found["phases"], dict)

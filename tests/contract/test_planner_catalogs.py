@@ -22,7 +22,7 @@ from ansible.module_utils.firstlight.planning.start_budget import start_budget
 FOLDER = Path(__file__).parents[2] / "catalog"
 PROFILES = Path(__file__).parents[1] / "rig" / "mock_nvml" / "profiles"
 CODE = FOLDER.parent / "module_utils" / "firstlight" / "planning"
-MEASURED = Path(__file__).parents[1] / "fixtures" / "h100-x2" / "vllm-memory.yml"
+MEASURED = Path(__file__).parents[1] / "rig" / "measured" / "vllm-memory.yml"
 NAMES = ("engine_costs", "engine_releases", "gguf_counterparts", "gpus", "known_issues",
          "quantisation_kernels")
 ROWS = {name: yaml.safe_load((FOLDER / (name + ".yml")).read_text()) for name in NAMES}

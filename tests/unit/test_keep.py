@@ -10,7 +10,7 @@ import planner
 import pytest
 from facts import GIB, uuid
 
-from ansible.module_utils.firstlight.planning import keep
+from ansible.module_utils.firstlight.planning import keep, requests
 
 MODEL = "/srv/models/Llama-3.1-70B"
 SMALL = "/srv/models/Llama-3.1-8B"
@@ -41,7 +41,7 @@ def again(facts, asked, plan, condition="running", changes=None, catalog=None, v
 
 def seen(plan, **changes):
     """Memory as it would be observed: what the plan says, with changes."""
-    parts = ("weights_bytes", "activation_bytes", "graph_bytes", "context_bytes")
+    parts = ("weights_bytes", "kv_bytes", "activation_bytes", "graph_bytes", "context_bytes")
     return {**{part: plan["memory"][part] for part in parts}, **changes}
 
 
@@ -144,7 +144,7 @@ def test_what_is_asked_for_anew_is_planned_anew(case):
     for key in ("context", "tensor_parallel", "engine_version", "extra_args", "port"):
         assert result[key] == fresh[key]
     assert len(result["gpus"]) == len(fresh["gpus"])
-    assert result["asked"] == {key: asked.get(key, "auto") for key in keep.ASKED}
+    assert result["asked"] == {key: asked.get(key, requests.DEFAULTS[key]) for key in keep.ASKED}
 
 
 @pytest.mark.parametrize("times", [0.9, 1.1])

@@ -91,7 +91,7 @@ def planned(*issues, facts=None, **asked):
 
 def test_what_a_row_sets_is_in_the_plan_with_its_reason_and_its_report():
     plan = planner.only(planned(issue({"set_env": {"VLLM_NO_USAGE_STATS": "1"}})))
-    assert plan["env"] == {"VLLM_NO_USAGE_STATS": "1"}
+    assert plan["env"] == {"VLLM_NO_USAGE_STATS": "1", "VLLM_CACHE_ROOT": plan["cache"]}
     assert plan["command"]["env"]["VLLM_NO_USAGE_STATS"] == "1"
     assert plan["reasons"][-1] == "made-up: it does something (report 9)."
     assert plan["known_issues"] == ["made-up"]
@@ -99,7 +99,7 @@ def test_what_a_row_sets_is_in_the_plan_with_its_reason_and_its_report():
 
 def test_a_variable_that_the_release_does_not_have_is_never_set():
     plan = planner.only(planned(issue({"set_env": {"VLLM_MADE_UP": "1"}})))
-    assert plan["env"] == {}
+    assert plan["env"] == {"VLLM_CACHE_ROOT": plan["cache"]}
     assert "VLLM_MADE_UP" not in plan["command"]["env"]
     assert not any("made-up" in reason for reason in plan["reasons"])
 
@@ -107,13 +107,13 @@ def test_a_variable_that_the_release_does_not_have_is_never_set():
 def test_a_variable_that_another_row_takes_away_is_not_set():
     plan = planner.only(planned(issue({"set_env": {"VLLM_NO_USAGE_STATS": "1"}}),
                                 issue({"unset_env": ["VLLM_NO_USAGE_STATS"]}, id="other")))
-    assert plan["env"] == {}
+    assert plan["env"] == {"VLLM_CACHE_ROOT": plan["cache"]}
 
 
 def test_the_start_budget_stands_where_a_row_has_its_place():
     plan = planner.only(planned(issue(
         {"set_env": {"VLLM_ENGINE_READY_TIMEOUT_S": "%(start_budget_s)s"}})))
-    assert plan["env"] == {"VLLM_ENGINE_READY_TIMEOUT_S": str(plan["start_timeout_s"])}
+    assert plan["env"]["VLLM_ENGINE_READY_TIMEOUT_S"] == str(plan["start_timeout_s"])
 
 
 def test_flags_of_a_row_are_in_the_command_and_count_for_memory():
@@ -127,7 +127,7 @@ def test_what_is_forbidden_is_refused_even_when_it_is_asked_for():
     for asked in ({}, {"engine": "vllm"}):
         found = planner.refusal(planned(issue({"forbid": True}), **asked))
         assert found["id"] == "plan-no-engine"
-        assert "it does something (known issue made-up)" in found["found"]
+        assert "it does something (known issue made-up; " in found["found"]
 
 
 def test_what_is_avoided_is_taken_by_name_only():
@@ -142,7 +142,7 @@ def test_rows_of_containers_do_not_hold_for_a_program_of_the_host():
     assert planner.only(planned(row))["env"]
     native = planner.only(planned(row, **own))
     assert native["runtime"] == "native"
-    assert native["env"] == {}
+    assert native["env"] == {"VLLM_CACHE_ROOT": native["cache"]}
     assert native["known_issues"] == []
 
 

@@ -17,7 +17,7 @@ from ansible.module_utils.firstlight.planning import kv, memory
 from ansible.module_utils.firstlight.planning.memory import Layout, Settings
 
 GIB, MIB = 2**30, 2**20
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "h100-x2" / "vllm-memory.yml"
+FIXTURE = Path(__file__).parents[1] / "rig" / "measured" / "vllm-memory.yml"
 MEASURED = yaml.safe_load(FIXTURE.read_text())
 MODELS = MEASURED["models"]
 RUNS = [run for run in MEASURED["runs"] if not run["quantisation"]]
@@ -136,7 +136,7 @@ def test_the_tokens_of_a_predicted_cache_are_right(run):
 
 @each(QUANTISED)
 def test_with_the_weights_that_were_seen_a_quantised_run_is_predicted_too(run):
-    fixed = memory.observed(predicted(run), {"weights_bytes": run["weights_bytes"]})
+    fixed = predicted(run)._replace(weights=run["weights_bytes"])
     assert kv_error(run, fixed) <= 0.001
     assert kv_error(run, predicted(run)) > 0.001
 
@@ -423,8 +423,28 @@ def test_a_device_among_others_holds_more_beside_the_model():
 
 def test_what_was_seen_replaces_what_is_reckoned_part_by_part():
     fixed = on_h200(LLAMA_8B, 1, 16384, 1024)
-    assert memory.observed(fixed, None) == memory.observed(fixed, {}) == fixed
-    seen = {"weights_bytes": 5, "graphs_bytes": 0, "activation_bytes": -1, "context_bytes": None,
-            "kv_bytes": 7}
-    assert memory.observed(fixed, seen) == fixed._replace(weights=5, graphs=0)
-    assert memory.observed(fixed, {"context_bytes": True, "weights_bytes": 1.5}) == fixed
+    seen = {"weights_bytes": fixed.weights - 7, "graph_bytes": 0, "kv_bytes": 9}
+    assert memory.observed(fixed, seen, 0) == fixed._replace(weights=fixed.weights - 7, graphs=0)
+    # What the share lost beside weights and cache is the engine's own.
+    share = fixed.in_share + 10 * GIB
+    found = memory.observed(fixed, {"weights_bytes": fixed.weights, "kv_bytes": 9 * GIB}, share)
+    assert found == fixed._replace(activation=fixed.activation + GIB)
+
+
+@pytest.mark.parametrize("changes", [
+    {"weights_bytes": 5}, {"weights_bytes": 10**13}, {"weights_bytes": 1.5}, {"kv_bytes": None},
+    {"kv_bytes": -1}, {"kv_bytes": True}, {"activation_bytes": 10**400},
+    {"context_bytes": 2**45}, {"graph_bytes": "7"}])
+def test_figures_that_cannot_be_what_they_say_are_not_believed(changes):
+    fixed = on_h200(LLAMA_8B, 1, 16384, 1024)
+    seen = {"weights_bytes": fixed.weights, "kv_bytes": 9 * GIB, **changes}
+    assert memory.observed(fixed, seen, fixed.in_share + 9 * GIB) is None
+
+
+def test_a_cache_that_leaves_nothing_for_the_engine_is_not_believed():
+    fixed = on_h200(LLAMA_8B, 1, 16384, 1024)
+    seen = {"weights_bytes": fixed.weights, "kv_bytes": 9 * GIB}
+    assert memory.observed(fixed, seen, 9 * GIB) is None
+    for missing in seen:
+        assert memory.observed(fixed, {key: seen[key] for key in seen if key != missing},
+                               fixed.in_share + 9 * GIB) is None

@@ -17,7 +17,7 @@ from ansible.module_utils.firstlight.planning import kv, memory
 
 MIB = 2**20
 DEVICE = 81079 * MIB
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "h100" / "llama-cpp-memory.yml"
+FIXTURE = Path(__file__).parents[1] / "rig" / "measured" / "llama-cpp-memory.yml"
 RUNS = yaml.safe_load(FIXTURE.read_text())["runs"]
 COSTS = memory.costs_of("llama_cpp", planner.catalog()["engine_costs"])
 ALONE = memory.Layout(1, 1)

@@ -18,7 +18,7 @@ from model_configs import CONFIGS
 from ansible.module_utils.firstlight import canary, model_config, model_files
 from ansible.module_utils.firstlight.canary import tokenizer, weights
 from ansible.module_utils.firstlight.model_files import BadModel, describe
-from ansible.module_utils.firstlight.planning import plan
+from ansible.module_utils.firstlight.planning import served
 
 # What a dense model with plain attention has none of.
 PLAIN = {
@@ -93,7 +93,7 @@ def complaint(path):
 
 def test_the_canary_as_gguf_is_what_the_planner_takes_it_for(canary_files):
     found = described(canary_files / canary.GGUF)
-    known = plan._canary()
+    known = served.of_the_canary()
     assert found["geometry"] == known["geometry"] == CANARY_GEOMETRY
     for key in ("format", "quantisation", "bytes", "chat_template"):
         assert found[key] == known[key]

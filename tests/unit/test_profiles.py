@@ -105,7 +105,8 @@ def test_devices_of_a_host_are_chosen(seen, name):
     for count, wanted in zip((2, 1), CHOICE[name]):
         chosen = devices.select_devices(facts, {
             "where": "inference_endpoints[0] (chat)", "name": "chat", "count": count, "uuids": [],
-            "keep": [], "tensor_parallel": count > 1, "memory_bytes": 0, "share": False}, judged)
+            "keep": [], "tensor_parallel": count > 1, "memory_bytes": 0, "share": False,
+            "taken": {}}, judged)
         if isinstance(wanted, str):
             assert [one["id"] for one in chosen["refusals"]] == [wanted]
             # Every device is named with the reason why it cannot be had.

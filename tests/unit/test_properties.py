@@ -401,7 +401,7 @@ def test_memory_that_was_seen_makes_no_other_plan_of_what_runs(situation, off, l
     asked = [one for one in asked if one["name"] in {each["name"] for each in first}]
     endpoints = {one["name"]: planner.serving(one, (4000 + number,), **{
         part: int(one["memory"][part] * (1 - abs(off) if part == "weights_bytes" else 1 + off))
-        for part in PARTS if part != "kv_bytes"}) for number, one in enumerate(first)}
+        for part in PARTS}) for number, one in enumerate(first)}
     facts = under(facts, first, load)
     again = plan.deployment_plan(
         asked, facts, models, {**served(first, state), "endpoints": endpoints}, catalog,

@@ -130,7 +130,7 @@ OBJECTIONS = {
     "an older driver": (driver("550.54.14"), [vllm_row()], {}, "engine",
                         "CUDA 13.0 needs driver 580, and this host has 550.54.14"),
     "no driver": (changed(H100, {"driver": {"version": None}}), [vllm_row()], {}, "engine",
-                  "this host has none"),
+                  "this host has one whose version is not known"),
     "no kernel for the quantisation": (
         TURING, [vllm_row()], {"model": FOLDER + "gpt-oss-20b", "models": {
             FOLDER + "gpt-oss-20b": planner.model("Qwen2.5-7B", quantisation="modelopt")}},

@@ -44,7 +44,7 @@ def select_devices(
         and what it is known to hold of devices that do not tell (it may be left out). Both are free
         for it.
     :returns: ``{devices: [uuid], reasons: [sentence], left_out: [sentence], refusals: [finding]}``;
-        the sentences are why those were taken, and why others were not. The order of the
+        ``left_out`` are those of the reasons that are of other devices. The order of the
         devices in the facts makes no difference.
     """
     pinned = list(dict.fromkeys(wanted["uuids"]))
@@ -68,8 +68,8 @@ def select_devices(
         reasons.append("They are NVLink peers of each other." if near else
                        "No GPU here has NVLink; they talk over PCI Express.")
     left = ["%s: left out: %s." % (one.title, one.why_out) for one in pool if one.why_out]
-    return {"devices": [one.uuid for one in chosen], "reasons": reasons, "left_out": left,
-            "refusals": []}
+    return {"devices": [one.uuid for one in chosen], "reasons": reasons + left,
+            "left_out": left, "refusals": []}
 
 
 def _candidates(facts: Facts, wanted: Wanted, health: Dict[str, Any], held: Dict[str, Any],
@@ -115,7 +115,7 @@ def _candidate(facts: Facts, wanted: Wanted, health: Dict[str, Any], held: Dict[
         (why_out, why_out),
         (taken, "it is for the endpoint %s" % taken),
         (verdict == "bad", "its health is bad: %s" % _ailments(health, device)),
-        (free is None and wanted["memory_bytes"] > 0, "its free memory is not known: %s" % _reason(
+        (free is None and not wanted["share"], "its free memory is not known: %s" % _reason(
             facts, "memory.available_bytes" if shared else label + ".memory_free_bytes")),
         (holders is None and not shared and not wanted["share"],
          "who holds memory of it is not known: %s" % _reason(facts, label + ".holders")),

@@ -129,8 +129,7 @@ def _share(fixed: Fixed, device: Device, engine: Engine) -> float:
     # In steps that the command line shows whole.
     return float(max(0.0, min(
         float(engine.row["memory_utilisation"]),
-        math.floor(device.usable_bytes / device.limit_bytes * 1000) / 1000,
-        math.floor((1 - beside / device.limit_bytes) * 1000) / 1000)))
+        math.floor((device.usable_bytes - beside) / device.limit_bytes * 1000) / 1000)))
 
 
 def _error_share(device: Device, engine: Engine, seen: bool) -> float:
@@ -199,7 +198,7 @@ def memory_of(made: Placement, context: int, device: Device) -> Dict[str, Any]:
         "weights_bytes": fixed.weights, "kv_bytes": kv_bytes,
         "activation_bytes": fixed.activation, "graph_bytes": fixed.graphs,
         "context_bytes": fixed.context, "total_bytes": fixed.total + kv_bytes,
-        "limit_bytes": device.limit_bytes, "error_bytes": made.error_bytes, "kv_tokens": tokens,
+        "limit_bytes": device.usable_bytes, "error_bytes": made.error_bytes, "kv_tokens": tokens,
         "kv_bytes_per_token": layers * made.cache.layer_bytes, "largest_context": made.fits,
         "source": "observed" if made.observed else "computed",
     }

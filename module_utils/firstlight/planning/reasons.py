@@ -118,7 +118,8 @@ def no_release(request: Request, facts: Dict[str, Any], state: Dict[str, Any], m
                against: List[Tuple[Row, str, str]]) -> Finding:
     """No release of the catalog will do: what is against each, and what would work."""
     # Of releases that nobody asked for there is nothing to say, unless there are no others.
-    told = [one for one in against if "is asked for" not in one[2]] or against
+    told = [one for one in against if "is asked for" not in one[2]] or [
+        one for one in against if one[1] == "engine_version"] or against
     grouped: Dict[Tuple[str, str], List[str]] = {}
     for row, _, why in told:
         grouped.setdefault((row["engine"], why), []).append(
@@ -139,8 +140,10 @@ def _what_would_work(request: Request, facts: Dict[str, Any], state: Dict[str, A
     where = request["where"]
     free = {**request, "engine": "auto", "runtime": "auto", "engine_version": "auto",
             "engine_python": None, "engine_binary": None}
-    set_keys = [key for key in ("engine", "engine_version", "runtime") if request[key] != "auto"]
-    set_keys += [key for key in ("engine_python", "engine_binary") if request[key]]
+    words = ["%s.%s: auto" % (where, key) for key in ("engine", "engine_version", "runtime")
+             if request[key] != "auto"]
+    words += ["no %s.%s" % (where, key) for key in ("engine_python", "engine_binary")
+              if request[key]]
 
     def title(changed: Model, at: releases.Target = target, drivers: Any = facts) -> str:
         try:
@@ -151,8 +154,7 @@ def _what_would_work(request: Request, facts: Dict[str, Any], state: Dict[str, A
     ways = []
     other = title(model)
     if other:
-        ways.append("%s: auto takes %s" % (
-            " and ".join("%s.%s" % (where, key) for key in set_keys), other))
+        ways.append("%s takes %s" % (" and ".join(words), other))
     if model["format"] == "safetensors":
         as_gguf = {**model, "format": "gguf"}
         row = _counterpart(request, catalog)

@@ -229,8 +229,9 @@ def _compatibility(request: Request, facts: Facts, row: Row,
                    target: Target) -> Tuple[Dict[str, str], List[str]]:
     """What has to be set where the image's CUDA is newer than the driver's."""
     driver = (facts["driver"] or {}).get("version") or ""
-    if (target.kind == "cpu" or is_own(request) or facts["jetson"] is not None
-            or not row["minimum_driver"] or version_of(driver) >= version_of(row["minimum_driver"])):
+    floor = row["minimum_driver"]
+    if (target.kind == "cpu" or is_own(request) or facts["jetson"] is not None or not floor
+            or version_of(driver) >= version_of(floor)):
         return {}, []
     return {"VLLM_ENABLE_CUDA_COMPATIBILITY": "1"}, [
         "Driver %s is older than CUDA %s asks for; the image's compatibility libraries make up "
