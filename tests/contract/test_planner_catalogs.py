@@ -409,7 +409,8 @@ def test_an_engine_has_the_costs_that_are_read_of_it_and_no_others(engine):
         "Llama-3.1-8B", "DeepSeek-V2-Lite", "Qwen3-30B-A3B", "Gemma-3-27b")]
     vllm = engine == "vllm"
     for model, eager, on_gpu, shared, measured in itertools.product(models, *4 * [(True, False)]):
-        device = placement.Device("a card", 80 * 2**30, "9.0" if on_gpu else "", shared, 2)
+        device = placement.Device("a card", 80 * 2**30, 80 * 2**30,
+                                  "9.0" if on_gpu else "", shared, 2)
         runs = placement.Engine({**release, "measured": measured}, None, costs, {}, eager, {}, "")
         for layout in (Layout(1, 1), Layout(2, 1) if vllm else Layout(1, 2)):
             for settings in placement.batches(model, device, runs):
