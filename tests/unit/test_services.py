@@ -189,6 +189,8 @@ def test_a_root_too_long_for_a_socket_is_said_at_once(rig, supervisord, tmp_path
 def test_a_killed_daemon_leaves_orphans_which_the_next_start_ends(rig):
     rig.define()
     orphan = rig.runs()
+    # What it prints when its daemon is gone would end it.
+    until(lambda: rig.log_tail("chat"))
     kill(rig.daemon_pid())
     until(lambda: rig.daemon_pid() is None)
     assert rig.status("chat")["state"] == "absent"
@@ -201,6 +203,8 @@ def test_a_killed_daemon_leaves_orphans_which_the_next_start_ends(rig):
 def test_orphans_end_also_when_the_service_is_gone(rig):
     rig.define()
     orphan = rig.runs()
+    # What it prints when its daemon is gone would end it.
+    until(lambda: rig.log_tail("chat"))
     kill(rig.daemon_pid())
     until(lambda: rig.daemon_pid() is None)
     rig.undefine()
