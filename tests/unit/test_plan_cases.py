@@ -212,6 +212,46 @@ def test_two_endpoints_do_not_share_what_one_needs():
     assert fourth["endpoints"] == result["endpoints"]
 
 
+def mixed(**of_the_large):
+    return made.host([planner.gpu("t4", 0), planner.gpu("t4", 1),
+                      planner.gpu("h200", 2, **of_the_large)])
+
+
+@pytest.mark.parametrize(("model", "card", "count"), [
+    ("x/Llama-3.1-8B", "NVIDIA H200", 1), (FP8, "NVIDIA H200", 1),
+    ("x/Qwen2.5-0.5B", "Tesla T4", 1)])
+def test_of_unlike_cards_the_smallest_that_gives_the_context_is_taken(model, card, count):
+    one = planner.only(planner.plan(mixed(), asks(model)))
+    assert (one["device"], len(one["gpus"])) == (card, count)
+
+
+def test_of_unlike_cards_a_refusal_tells_of_each():
+    refusals = planner.plan(mixed(holders=[made.holder(9, 10 * made.GIB)]), asks(FP8))["refusals"]
+    assert [one["id"] for one in refusals] == ["plan-does-not-fit", "devices-too-few"]
+    assert "Tesla T4" in refusals[0]["found"]
+    assert "pid 9 of root" in refusals[1]["found"]
+
+
+def test_unlike_cards_never_work_together():
+    [refusal] = planner.plan(mixed(), asks("x/Qwen2.5-7B-AWQ", gpus=3))["refusals"]
+    assert refusal["id"] == "devices-unlike"
+
+
+def test_a_limit_of_the_container_is_all_the_memory_there_is():
+    facts = planner.cpu(256, memory={"total_bytes": 256 * made.GIB,
+                                     "limit_bytes": 8 * made.GIB})
+    one = planner.only(planner.plan(facts, asks("/m/Qwen2.5-7B.gguf")))
+    assert one["memory"]["limit_bytes"] == int(0.8 * 8 * made.GIB)
+
+
+def test_gguf_goes_to_vllm_only_where_it_is_asked_for():
+    facts = planner.host("h100", 1, driver={"version": "550.54.14"})
+    [refusal] = planner.plan(facts, asks("/m/Qwen2.5-7B.gguf"))["refusals"]
+    assert "is taken for gguf only where engine: vllm asks for it" in refusal["found"]
+    asked = planner.plan(facts, asks("/m/Qwen2.5-7B.gguf", engine="vllm"))
+    assert planner.only(asked)["engine_version"] == "0.15.1"
+
+
 def test_two_endpoints_on_a_cpu_share_its_memory():
     both = planner.plan(planner.cpu(16), asks("/m/Qwen2.5-7B.gguf"), asks("/m/Qwen2.5-7B.gguf"))
     limits = [one["memory"]["limit_bytes"] for one in both["endpoints"]]

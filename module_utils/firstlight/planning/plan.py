@@ -164,8 +164,9 @@ def _one(request: Request, host: Host, others: Others, pins: Optional[Pins]) -> 
         except Refused as refused:
             against += refused.findings
     if not options:
-        # Of devices that cannot be had is told where there are no others.
-        raise Refused(against or refusals)
+        # Two kinds of device may say the same.
+        told = against + refusals
+        raise Refused([one for index, one in enumerate(told) if one not in told[:index]])
     return _assemble(request, host, model, min(options, key=_rank), pins)
 
 

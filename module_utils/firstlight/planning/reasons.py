@@ -17,6 +17,9 @@ from .requests import Request
 Model = Dict[str, Any]
 Row = Dict[str, Any]
 
+# As many devices as a server has at most; more are several hosts.
+ONE_HOST = 8
+
 
 def refusal(request: Request, id: str, key: str, found: str, wanted: str,  # noqa: A002
             remedy: str = "", needs_root: bool = False) -> Finding:
@@ -247,7 +250,7 @@ def does_not_fit(request: Request, model: Model, device: Device, engine: Engine,
                     model, device, engine, layout, placed.settings,
                     trained or placement.AUTO_CONTEXT_GPU).fits:
                 remedy += ", or give it %d such devices (%s)" % (layout.devices, _words(layout))
-                if engine.vllm and layout.devices > device.available:
+                if engine.vllm and layout.devices > max(device.available, ONE_HOST):
                     remedy += "; beyond one host that is by hand, on %s" % _by_hand(
                         model, device, engine, layout.devices)
                 break
