@@ -264,7 +264,8 @@ UNIT = """\
 [Unit]
 Description=Lay what the profile of this host has over what the kernel and Docker made
 DefaultDependencies=no
-After=systemd-tmpfiles-setup-dev.service
+# Two at once would take the temporary file of the linker cache from each other.
+After=systemd-tmpfiles-setup-dev.service ldconfig.service
 Before=sysinit.target
 
 [Service]
