@@ -424,27 +424,32 @@ def test_a_device_among_others_holds_more_beside_the_model():
 def test_what_was_seen_replaces_what_is_reckoned_part_by_part():
     fixed = on_h200(LLAMA_8B, 1, 16384, 1024)
     seen = {"weights_bytes": fixed.weights - 7, "graph_bytes": 0, "kv_bytes": 9}
-    assert memory.observed(fixed, seen, 0) == fixed._replace(weights=fixed.weights - 7, graphs=0)
+    assert memory.observed(fixed, seen, 0, 140 * GIB) == fixed._replace(
+        weights=fixed.weights - 7, graphs=0)
     # What the share lost beside weights and cache is the engine's own.
     share = fixed.in_share + 10 * GIB
-    found = memory.observed(fixed, {"weights_bytes": fixed.weights, "kv_bytes": 9 * GIB}, share)
+    found = memory.observed(fixed, {"weights_bytes": fixed.weights, "kv_bytes": 9 * GIB}, share,
+                            140 * GIB)
     assert found == fixed._replace(activation=fixed.activation + GIB)
 
 
 @pytest.mark.parametrize("changes", [
-    {"weights_bytes": 5}, {"weights_bytes": 10**13}, {"weights_bytes": 1.5}, {"kv_bytes": None},
+    {"weights_bytes": 5}, {"weights_bytes": 10**13}, {"weights_bytes": 60 * GIB},
+    {"weights_bytes": 1.5}, {"kv_bytes": None},
     {"kv_bytes": -1}, {"kv_bytes": True}, {"activation_bytes": 10**400},
     {"context_bytes": 2**45}, {"graph_bytes": "7"}])
 def test_figures_that_cannot_be_what_they_say_are_not_believed(changes):
     fixed = on_h200(LLAMA_8B, 1, 16384, 1024)
     seen = {"weights_bytes": fixed.weights, "kv_bytes": 9 * GIB, **changes}
-    assert memory.observed(fixed, seen, fixed.in_share + 9 * GIB) is None
+    assert memory.observed(fixed, seen, fixed.in_share + 9 * GIB, 140 * GIB) is None
 
 
 def test_a_cache_that_leaves_nothing_for_the_engine_is_not_believed():
     fixed = on_h200(LLAMA_8B, 1, 16384, 1024)
     seen = {"weights_bytes": fixed.weights, "kv_bytes": 9 * GIB}
-    assert memory.observed(fixed, seen, 9 * GIB) is None
+    assert memory.observed(fixed, seen, 9 * GIB, 140 * GIB) is None
+    # Nor one with which it is more than the device.
+    assert memory.observed(fixed, seen, 0, 20 * GIB) is None
     for missing in seen:
         assert memory.observed(fixed, {key: seen[key] for key in seen if key != missing},
-                               fixed.in_share + 9 * GIB) is None
+                               fixed.in_share + 9 * GIB, 140 * GIB) is None

@@ -232,6 +232,42 @@ def test_of_unlike_cards_a_refusal_tells_of_each():
     assert "pid 9 of root" in refusals[1]["found"]
 
 
+def test_who_names_a_device_has_it_wherever_it_stands_in_the_list():
+    facts = planner.host("h100", 2)
+    result = planner.plan(facts, asks("x/Llama-3.1-8B"),
+                          asks("x/Qwen2.5-7B", gpus=[made.uuid(0)]))
+    assert [one["gpus"] for one in result["endpoints"]] == [[made.uuid(1)], [made.uuid(0)]]
+    both = planner.plan(facts, asks("x/Llama-3.1-8B", gpus=[made.uuid(0)]),
+                        asks("x/Qwen2.5-7B", gpus=[made.uuid(0)]))
+    assert [one["name"] for one in both["endpoints"]] == ["chat"]
+    assert "it is for the endpoint chat" in both["refusals"][0]["found"]
+
+
+@pytest.mark.parametrize(("flags", "batch"), [
+    (["--max-num-batched-tokens", "512"], (512, 512)), (["--max-num-seqs", "9000"], (9000, 9000)),
+    (["--max_num_seqs=64"], (8192, 64))])
+def test_a_batch_holds_a_token_of_every_sequence(flags, batch):
+    one = planner.only(planner.plan(planner.host("h100", 1), asks(
+        "x/Llama-3.1-8B", extra_args=flags)))
+    assert (one["batched_tokens"], one["sequences"]) == batch
+
+
+@pytest.mark.parametrize(("engine", "flags", "id_"), [
+    ("x/Llama-3.1-8B", ["--max-num-seqs", "9", "--max-num-batched-tokens", "8"], "plan-bad-flag"),
+    ("x/Llama-3.1-8B", ["--config", "/etc/x.yml"], "plan-decided-flag"),
+    ("/m/Qwen2.5-7B.gguf", ["--cache-type-k=q8_0"], "plan-joined-flag"),
+    ("/m/Qwen2.5-7B.gguf", ["-hf", "a/b"], "plan-decided-flag")])
+def test_flags_with_which_the_engine_would_not_serve_the_plan_are_refused(engine, flags, id_):
+    [refusal] = planner.plan(planner.host("h100", 1), asks(engine, extra_args=flags))["refusals"]
+    assert refusal["id"] == id_
+
+
+def test_a_refusal_tells_who_holds_the_other_cards():
+    [refusal] = planner.plan(busy(1, 2, 3), asks(L70))["refusals"]
+    assert refusal["id"] == "plan-does-not-fit"
+    assert "pid 4003 of root" in refusal["evidence"]
+
+
 def test_unlike_cards_never_work_together():
     [refusal] = planner.plan(mixed(), asks("x/Qwen2.5-7B-AWQ", gpus=3))["refusals"]
     assert refusal["id"] == "devices-unlike"

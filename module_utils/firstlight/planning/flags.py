@@ -20,7 +20,9 @@ DECIDED: Dict[str, Dict[str, str]] = {
         "--data-parallel-size": "gpus", "-dp": "gpus", "--nnodes": "gpus", "-n": "gpus",
         "--node-rank": "gpus", "-r": "gpus", "--gpu-memory-utilization": "gpus",
         "--device-memory-utilization": "gpus", "--kv-cache-memory-bytes": "context",
-        "--num-gpu-blocks-override": "context",
+        "--num-gpu-blocks-override": "context", "--data-parallel-size-local": "gpus",
+        "-dpl": "gpus", "--no-enable-chunked-prefill": "", "--headless": "", "--uds": "",
+        "--grpc": "", "--config": "", "--ssl-keyfile": "",
     },
     "llama_cpp": {
         "--model": "model", "-m": "model", "--alias": "model", "-a": "model", "--host": "bind",
@@ -30,7 +32,9 @@ DECIDED: Dict[str, Dict[str, str]] = {
         "--cache-ram": "", "-cram": "", "--fit": "", "-fit": "", "--n-gpu-layers": "gpus",
         "--gpu-layers": "gpus", "-ngl": "gpus", "--split-mode": "gpus", "-sm": "gpus",
         "--tensor-split": "gpus", "-ts": "gpus", "--main-gpu": "gpus", "-mg": "gpus",
-        "--device": "gpus", "-dev": "gpus",
+        "--device": "gpus", "-dev": "gpus", "-hf": "model", "-hfr": "model",
+        "--hf-repo": "model", "-mu": "model", "--model-url": "model", "-dr": "model",
+        "--docker-repo": "model",
     },
 }
 # Flags that memory depends on, and which of the settings they set.
@@ -54,7 +58,12 @@ SWITCH = ("on", "off", "auto")
 # Flags that change memory in ways that no setting of ours has.
 UNRECKONED = ("--cpu-offload-gb", "--quantization", "-q", "--dtype", "--speculative-config",
               "--enable-lora", "--lora", "--mmproj", "--model-draft", "-md", "--swa-full",
-              "--compilation-config", "-cc", "--limit-mm-per-prompt")
+              "--compilation-config", "-cc", "--limit-mm-per-prompt", "-sc", "-O0", "--block-size",
+              "--kv-offloading-size", "--enable-expert-parallel", "-ep", "--hf-overrides",
+              "--decode-context-parallel-size", "-dcp", "--distributed-executor-backend",
+              "--override-tensor", "-ot", "--cpu-moe", "-cmoe", "--n-cpu-moe", "-ncmoe",
+              "--no-kv-offload", "-nkvo", "-mm", "--spec-draft-model", "--ctx-checkpoints",
+              "-ctxcp")
 
 
 class Wrong(NamedTuple):
@@ -67,8 +76,9 @@ class Wrong(NamedTuple):
 
 
 def spelled(word: str) -> str:
-    """The flag of a word, as the engines know it: both read ``--max_num_seqs`` too."""
-    flag = word.partition("=")[0]
+    """The flag of a word, as the engines know it: both read ``--max_num_seqs`` too, and vLLM
+    ``-cc.mode``."""
+    flag = word.partition("=")[0].partition(".")[0]
     return flag.replace("_", "-") if flag.startswith("--") else flag
 
 
@@ -87,15 +97,24 @@ def check(args: List[str], row: Row, where: str) -> List[Wrong]:
     keys = sorted({"%s.%s" % (where, DECIDED[engine][flag]) for flag in decided
                    if DECIDED[engine][flag]})
     bad = [flag for flag, value in _values(args, engine) if not _is_sound(engine, flag, value)]
+    joined = [spelled(one) for one in args if one.startswith("-") and "=" in one] if (
+        engine == "llama_cpp" and not row["launcher"]) else []
+    given = settings(args, engine) if not bad else {}
+    if {"batched_tokens", "sequences"} <= given.keys() and int(given["sequences"]) > int(
+            given["batched_tokens"]):
+        bad = [flag for flag, _ in _values(args, engine)]
     found = [
+        Wrong("joined-flag", joined, "a flag and its value as two words: %s knows no `=`" % title,
+              ""),
         Wrong("unknown-flag", unknown, "for %s: %s (what the plan decides is not listed)" % (
             title, " ".join(known)), ""),
         Wrong("decided-flag", decided, "flags that the plan does not give or reckon with",
               "say it by %s" % ", ".join(keys) if keys else "leave it out"),
         Wrong("removed-flag", [flag for flag in flags if flag in row["removed_flags"]],
               "flags that %s still has" % title, ""),
-        Wrong("bad-flag", bad, "a whole number from 1, on, off or auto, or for a type of the cache "
-              "one of %s" % ", ".join(sorted(TYPES[engine])), ""),
+        Wrong("bad-flag", bad, "a whole number from 1 (a batch holds a token of every sequence), "
+              "on, off or auto, or for a type of the cache one of %s" % ", ".join(
+                  sorted(TYPES[engine])), ""),
     ]
     return [one for one in found if one.flags]
 

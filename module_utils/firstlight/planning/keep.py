@@ -7,7 +7,7 @@ A passport lies on a host, so nothing of it is believed to be of the type that i
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 Request = Dict[str, Any]
 
@@ -55,6 +55,16 @@ def pins(request: Request, state: Dict[str, Any]) -> Optional[Pins]:
         return None
     running = there.get("state") in ("running", "starting") and there.get("plan") == plan["hash"]
     return Pins._make([plan["hash"], gpus, *counts, share, running])
+
+
+def layout_of(request: Request, state: Dict[str, Any]) -> Optional[Tuple[int, int]]:
+    """Tensor parallel and stages of the plan that it has; ``None`` where there is none."""
+    plan = _plan(_endpoint(request, state))
+    split: Any = plan.get("tensor_parallel")
+    stages: Any = plan.get("pipeline_parallel")
+    if all(type(one) is int and 0 < one < 2**16 for one in (split, stages)):
+        return split, stages
+    return None
 
 
 def observed(request: Request, state: Dict[str, Any], wanted: Dict[str, Any]) -> Dict[str, Any]:

@@ -221,14 +221,19 @@ SEEN = {"weights_bytes": "weights", "activation_bytes": "activation", "graph_byt
 # A figure that is so many times off, and so much more, is no observation of the same thing.
 CREDIBLE_TIMES = 4
 CREDIBLE_BYTES = 2**30
+# Weights are known from the files, and what lies on a device is no more than it.
+CREDIBLE_WEIGHTS = 1.25
+CREDIBLE_SUM = 1.05
 
 
-def observed(fixed: Fixed, seen: Dict[str, Any], share_bytes: int) -> Optional[Fixed]:
+def observed(fixed: Fixed, seen: Dict[str, Any], share_bytes: int,
+             limit_bytes: int) -> Optional[Fixed]:
     """What was seen of the same engine, model and flags in place of what is reckoned.
 
     :param seen: ``memory.observed`` of a passport: bytes for each device, as a plan names them,
         weights and cache at least. What it does not have follows from the cache.
-    :param share_bytes: vLLM's share of the device then.
+    :param share_bytes: vLLM's share of the device then; 0 for another engine.
+    :param limit_bytes: all that the device has.
     :returns: ``None`` where the figures cannot be what they say.
     """
     given = {part: seen[key] for key, part in SEEN.items() if key in seen}
@@ -236,10 +241,11 @@ def observed(fixed: Fixed, seen: Dict[str, Any], share_bytes: int) -> Optional[F
     if "weights" not in given or not _is_size(cache):
         return None
     for part, count in given.items():
-        if not _is_size(count) or count > CREDIBLE_TIMES * getattr(
-                fixed, part) + CREDIBLE_BYTES or (part == "weights" and count * CREDIBLE_TIMES
-                                                  < fixed.weights):
+        if not _is_size(count) or count > CREDIBLE_TIMES * getattr(fixed, part) + CREDIBLE_BYTES:
             return None
+    if not fixed.weights <= CREDIBLE_WEIGHTS * given["weights"] <= CREDIBLE_WEIGHTS**2 * (
+            fixed.weights):
+        return None
     found = fixed._replace(**given)
     if "activation" not in given and share_bytes:
         # What the share lost beside weights and cache is the engine's own.
@@ -248,6 +254,9 @@ def observed(fixed: Fixed, seen: Dict[str, Any], share_bytes: int) -> Optional[F
         if not 0 <= rest <= CREDIBLE_TIMES * fixed.activation + CREDIBLE_BYTES:
             return None
         found = found._replace(activation=rest)
+    if found.total + cache > CREDIBLE_SUM * limit_bytes or (
+            share_bytes and found.in_share + cache > CREDIBLE_SUM * share_bytes):
+        return None
     return found
 
 

@@ -106,8 +106,8 @@ def place(model: Model, device: Device, engine: Engine, layout: Layout, settings
     else:
         fixed = memory.llama_cpp(model, layout, settings, costs, bool(device.capability))
     seen = engine.seen.get((layout, settings))
-    known = memory.observed(fixed, seen, int(device.limit_bytes * seen["utilisation"])) \
-        if seen else None
+    known = memory.observed(fixed, seen, int(device.limit_bytes * seen["utilisation"]),
+                            device.limit_bytes) if seen else None
     fixed = known or fixed
     if engine.vllm:
         share = share or _share(fixed, device, engine)
@@ -151,12 +151,22 @@ def batches(model: Model, device: Device, engine: Engine) -> List[Settings]:
     sizes = [default]
     if engine.vllm and default > SMALL_BATCH:
         sizes.append(SMALL_BATCH)
-    chosen = [(int(flags.get("batched_tokens", tokens)), int(flags.get("sequences", sequences)))
-              for tokens, sequences in sizes]
-    plain = flags.get("flash_attention") in ("off", "0", "disabled")
+    chosen = [_as_asked(flags, *size) for size in sizes]
+    plain = flags.get("flash_attention") == "off"
     profiled = engine.row["cudagraph_profiled"]
     return [Settings(tokens, sequences, *types, engine.eager, plain, second, profiled)
             for tokens, sequences in dict.fromkeys(chosen)]
+
+
+def _as_asked(flags: Dict[str, str], tokens: int, sequences: int) -> Tuple[int, int]:
+    """The batch with what the user's flags say; it holds a token of every sequence at least."""
+    if "batched_tokens" in flags:
+        tokens = int(flags["batched_tokens"])
+        sequences = min(sequences, tokens)
+    if "sequences" in flags:
+        sequences = int(flags["sequences"])
+        tokens = max(tokens, sequences)
+    return tokens, sequences
 
 
 def _batch_defaults(device: Device, engine: Engine) -> Tuple[int, int]:

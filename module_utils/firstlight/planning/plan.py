@@ -106,6 +106,12 @@ def deployment_plan(
             continue
         away = {uuid: name for uuid, name in reserved.items() if name != request["name"]
                 and name not in [one["name"] for one in made.values()]}
+        # Who names devices has them, wherever it stands in the list.
+        away.update((uuid, other["name"]) for other in requests
+                    if other is not request and isinstance(other["gpus"], list)
+                    for uuid in other["gpus"])
+        for uuid in request["gpus"] if isinstance(request["gpus"], list) else []:
+            away.pop(uuid, None)
         mine = others._replace(taken={**away, **others.taken})
         try:
             made[index] = _one(request, host, mine, None)
@@ -162,18 +168,22 @@ def _one(request: Request, host: Host, others: Others, pins: Optional[Pins]) -> 
         try:
             options.append(_option(request, host, model, pool, others, pins))
         except Refused as refused:
-            against += refused.findings
+            # Why the others of the kind cannot help.
+            left = " ".join(pool.reasons) if pool.target.kind == "gpu" else ""
+            against += [dict(one, evidence=one["evidence"] or left) for one in refused.findings]
     if not options:
         # Two kinds of device may say the same.
         told = against + refusals
         raise Refused([one for index, one in enumerate(told) if one not in told[:index]])
-    return _assemble(request, host, model, min(options, key=_rank), pins)
+    return _assemble(request, host, model, min(
+        options, key=lambda option: _rank(option, request["gpus"] == "all")), pins)
 
 
-def _rank(option: Option) -> Tuple[Any, ...]:
-    """The context that is wanted, on as few and as small devices as give it."""
+def _rank(option: Option, everything: bool) -> Tuple[Any, ...]:
+    """The context that is wanted, on as few and as small devices as give it; or on most."""
     given = min(option.placed.fits, option.wanted)
-    return (-given, option.placed.layout.devices, option.pool.device.limit_bytes,
+    count, device = option.placed.layout.devices, option.pool.device
+    return (-count if everything else 0, -given, count, device.limit_bytes,
             option.pool.device.title)
 
 
@@ -212,13 +222,14 @@ def _seen(request: Request, host: Host, model: Plan, engine: Engine,
           pool: Pool) -> placement.Seen:
     """Observed memory, where the passport is of the same model, release, layout and flags."""
     found = {}
-    for count in range(1, pool.device.available + 1):
-        for layout in parallelism.layouts(engine.row["engine"], model, engine.kernel, count):
-            for settings in placement.batches(model, pool.device, engine):
-                seen = keep.observed(request, host.state, _identity(
-                    request, model, engine, layout, settings))
-                if seen:
-                    found[layout, settings] = seen
+    split = keep.layout_of(request, host.state)
+    layout = memory.Layout(*split) if split else None
+    if layout and layout.devices <= pool.device.available:
+        for settings in placement.batches(model, pool.device, engine):
+            seen = keep.observed(request, host.state, _identity(
+                request, model, engine, layout, settings))
+            if seen:
+                found[layout, settings] = seen
     return found
 
 
@@ -293,8 +304,10 @@ def _pinned(model: Plan, pool: Pool, engine: Engine, pins: Pins, most: int) -> L
               if (settings.batched_tokens, settings.sequences)
               == (pins.batched_tokens, pins.sequences)]
     return [one._replace(fits=max(one.fits, pins.context)) for one in placed
-            if pins.context <= most and (pins.running or kv.sequence_bytes(
-                one.cache, pins.context) <= one.room)]
+            if pins.context <= most and (pins.running or (
+                kv.sequence_bytes(one.cache, pins.context) <= one.room
+                and placement.memory_of(one, pins.context, pool.device)["total_bytes"]
+                <= pool.device.usable_bytes))]
 
 
 def _too_many(request: Request, host: Host, model: Plan, pool: Pool, engine: Engine,
@@ -306,7 +319,9 @@ def _too_many(request: Request, host: Host, model: Plan, pool: Pool, engine: Eng
                                        pools.held(request, host.state, others))
         if found["refusals"]:
             return list(found["refusals"])
-    return [reasons.several_nodes(request, model, pool.device, engine, count)]
+    of_kind = [one for one in host.facts["devices"] if one["name"] == pool.device.title]
+    whole = pool.device._replace(available=max(len(of_kind), pool.device.available))
+    return [reasons.several_nodes(request, model, whole, engine, count)]
 
 
 def _chosen(request: Request, host: Host, pool: Pool, placed: Placement, context: int,

@@ -225,7 +225,9 @@ def no_layout(request: Request, model: Model, engine: Engine, counts: List[int],
     tried = split if split != "auto" else max(counts)
     why = parallelism.objection(model, engine.kernel, tried) or (
         "%d is no part of %d devices" % (tried, max(counts)))
-    good = [one for one in range(1, max(counts) + 1) if max(counts) % one == 0
+    free = request["gpus"] in ("auto", "all")
+    good = [one for one in range(1, (device.available if free else max(counts)) + 1)
+            if (free or max(counts) % one == 0)
             and not parallelism.objection(model, engine.kernel, one)]
     return refusal(request, "no-layout", "tensor_parallel" if split != "auto" else "gpus", why,
                    "one of %s" % ", ".join(map(str, good)))
