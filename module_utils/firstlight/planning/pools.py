@@ -5,19 +5,18 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from ..findings import Finding, finding
+from ..findings import Finding
 from . import devices, keep
 from .health import key_of
 from .keep import Pins
 from .placement import SHARE_OF_RAM, Device
-from .releases import Target
+from .reasons import refusal
+from .releases import ON_CPU, Target
 from .requests import Request
 
 Facts = Dict[str, Any]
 Kind = Tuple[Optional[str], Optional[int], bool]
 """Name, memory, and whether it is a slice of a split GPU."""
-
-ON_CPU = Target("cpu", "the CPU", "", False)
 
 
 class Pool(NamedTuple):
@@ -49,17 +48,16 @@ def ram_bytes(facts: Facts) -> int:
 
 def on_cpu(request: Request, facts: Facts, others: Others) -> Tuple[List[Pool], List[Finding]]:
     """The CPU as a pool, or why not."""
-    where = request["where"]
     if request["gpus"] not in ("auto", "all", 0):
-        return [], [_refusal(where, "no-gpu", "gpus", "%s, and the host has no GPU"
+        return [], [refusal(request, "no-gpu", "gpus", "%s, and the host has no GPU"
                              % request["gpus"], "auto or 0")]
     if request["tensor_parallel"] not in ("auto", 1):
-        return [], [_refusal(where, "no-tensor-parallel", "tensor_parallel",
+        return [], [refusal(request, "no-tensor-parallel", "tensor_parallel",
                              str(request["tensor_parallel"]),
                              "auto or 1: a model on the CPU is not split over devices")]
     total = ram_bytes(facts)
     if not total:
-        return [], [_refusal(where, "memory-unknown", "context", "the host's memory is not known",
+        return [], [refusal(request, "memory-unknown", "context", "the host's memory is not known",
                              "MemTotal in /proc/meminfo")]
     reason = "Served on the CPU: %s." % (
         "gpus is 0" if facts["class"] != "cpu" else "the host has no GPU")
@@ -180,7 +178,7 @@ def _pool(request: Request, facts: Facts, only: Facts, found: Dict[str, Any],
         total = (of["memory_total_bytes"] or 0) - (0 if piece else _driver_bytes(first, row))
         usable = total
     if total <= 0:
-        return _refusal(request["where"], "memory-unknown", "gpus", "the memory of %s is not known"
+        return refusal(request, "memory-unknown", "gpus", "the memory of %s is not known"
                         % (of["name"] or "the device"),
                         "MemTotal in /proc/meminfo" if shared else "what NVML tells of it")
     name = of["name"] or "a GPU without a name"
@@ -201,8 +199,3 @@ def _driver_bytes(device: Dict[str, Any], row: Optional[Dict[str, Any]]) -> int:
         return int(row["reserved_mib"]) * 2**20
     # Seen: 0.4 to 0.6 % on H100 and H200; twice that where nobody tells.
     return int((device["memory_total_bytes"] or 0) * 0.012)
-
-
-def _refusal(where: str, id: str, key: str, found: str, wanted: str) -> Finding:  # noqa: A002
-    subject = "%s.%s" % (where, key)
-    return finding("plan-" + id, subject, found, wanted, "change " + subject)

@@ -11,7 +11,6 @@ from ..findings import Finding, finding
 from . import memory, parallelism, placement, releases
 from .health import size
 from .placement import Device, Engine, Placement
-from .pools import ON_CPU
 from .requests import Request
 
 Model = Dict[str, Any]
@@ -166,10 +165,10 @@ def _what_would_work(request: Request, facts: Dict[str, Any], state: Dict[str, A
         gguf = title(as_gguf)
         if gguf:
             ways.append("%s.model: a GGUF of it, which %s serves here%s" % (where, gguf, named))
-        elif target.kind == "gpu" and title(as_gguf, ON_CPU):
+        elif target.kind == "gpu" and title(as_gguf, releases.ON_CPU):
             ways.append("%s.model: a GGUF of it%s, with %s.gpus: 0 on the CPU" % (
                 where, named, where))
-    elif target.kind == "gpu" and not other and title(model, ON_CPU):
+    elif target.kind == "gpu" and not other and title(model, releases.ON_CPU):
         ways.append("%s.gpus: 0 serves on the CPU" % where)
     if target.kind == "gpu" and not other and facts["driver"] and facts["driver"]["version"]:
         newer = title(model, drivers={**facts, "driver": {"version": "99999"}})

@@ -34,6 +34,9 @@ class Target(NamedTuple):
     datacenter: bool
 
 
+ON_CPU = Target("cpu", "the CPU", "", False)
+
+
 class Choice(NamedTuple):
     """A release, the kernel row of its quantisation, and what must be set for it."""
 
