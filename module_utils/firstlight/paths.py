@@ -11,7 +11,10 @@ from typing import Iterable, Optional
 DEFAULT_ROOT = "/var/lib/firstlight"
 """Where root keeps its state."""
 
-FOLDERS = ("cache", "endpoints", "journal", "models", "supervisor", "venvs")
+LIBRARIES = "libraries"
+"""The folder of links to a driver's libraries."""
+
+FOLDERS = ("cache", "endpoints", "journal", LIBRARIES, "models", "supervisor", "venvs")
 """What lies directly under the root."""
 
 

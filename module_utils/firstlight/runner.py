@@ -9,6 +9,8 @@ import signal
 import subprocess
 from typing import Dict, List, Mapping, NamedTuple, Optional
 
+SECONDS_TO_DIE = 2.0
+
 
 class Ran(NamedTuple):
     """What a tool answered.
@@ -56,15 +58,14 @@ def run(argv: List[str], timeout_s: float = 10.0, env: Optional[Mapping[str, str
         )
     except OSError as problem:
         return Ran(argv, None, "", "", "cannot be started: %s" % problem.strerror)
-    with tool:
-        try:
-            stdout, stderr = tool.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            _kill_group(tool.pid)
-            return Ran(argv, None, "", "", "no answer within %g s" % timeout_s)
-        except BaseException:  # an interrupted run must not leave it at work
-            _kill_group(tool.pid)
-            raise
+    try:
+        stdout, stderr = tool.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        _end(tool)
+        return Ran(argv, None, "", "", "no answer within %g s" % timeout_s)
+    except BaseException:  # an interrupted run must not leave it at work
+        _end(tool)
+        raise
     return Ran(
         argv,
         tool.returncode,
@@ -74,6 +75,15 @@ def run(argv: List[str], timeout_s: float = 10.0, env: Optional[Mapping[str, str
     )
 
 
-def _kill_group(pid: int) -> None:
+def _end(tool: subprocess.Popen[bytes]) -> None:
+    """Kill it and its children, and close what was read from it.
+
+    One that waits in the kernel for a driver ends when the driver lets it, and is not waited for.
+    """
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(tool.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        tool.wait(timeout=SECONDS_TO_DIE)
+    for pipe in (tool.stdout, tool.stderr):
+        if pipe is not None:
+            pipe.close()

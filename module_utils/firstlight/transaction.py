@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -117,6 +119,11 @@ class Transaction:
         """Whether an earlier change was found half done and put back on entering."""
 
     @property
+    def path(self) -> str:
+        """The journal, which is there while a change is under way or was ended in the middle."""
+        return self._journal_path
+
+    @property
     def half_done(self) -> bool:
         """Whether a change of this name is under way, or was ended in the middle."""
         return os.path.exists(self._journal_path)
@@ -138,6 +145,55 @@ class Transaction:
         if any(entry["path"] == path for entry in self._entries):
             return
         self._entries.append(_remember(path))
+        self._keep()
+
+    def write(self, path: str, content: bytes, mode: int = 0o644) -> None:
+        """Write a file that others write too: what they make of it later is never put back.
+
+        :raises OSError: no space, no permission; the old file is then untouched.
+        """
+        self._expect(path, "file:" + hashlib.sha256(content).hexdigest())
+        paths.write(path, content, mode)
+
+    def take(self, path: str, aside: str) -> None:
+        """Put a file that was made beside it, on the same file system, in its place.
+
+        Else as :meth:`write`.
+        """
+        content = paths.read(aside)
+        if content is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), aside)
+        self._expect(path, "file:" + hashlib.sha256(content).hexdigest())
+        os.rename(aside, path)
+        paths.fsync_folder(os.path.dirname(path))
+
+    def link(self, path: str, target: str) -> None:
+        """Make a link, in the place of a file or link that was there. Else as :meth:`write`."""
+        self._expect(path, "link:" + target)
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        # Made beside it and renamed, so that there is no moment without it.
+        aside = os.path.join(os.path.dirname(path), ".%s.new" % os.path.basename(path))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+        os.symlink(target, aside)
+        os.rename(aside, path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file, a link or an empty folder. Else as :meth:`write`."""
+        self._expect(path, "absent")
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.rmdir(path)
+        elif os.path.lexists(path):
+            os.unlink(path)
+
+    def _expect(self, path: str, after: str) -> None:
+        self.snapshot(path)
+        for entry in self._entries:
+            if entry["path"] == path:
+                entry["after"] = after
+        self._keep()
+
+    def _keep(self) -> None:
         content = json.dumps({"entries": self._entries}, indent=1).encode()
         paths.write(self._journal_path, content, mode=0o600)
 
@@ -191,13 +247,16 @@ class Transaction:
 
 
 def _remember(path: str) -> Dict[str, Any]:
-    """A file as plain data. Only files and links: nothing of ours is anything else."""
+    """A file as plain data. Files, links and empty folders: nothing of ours is anything else."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
         return {"path": path, "kind": "absent"}
     if stat.S_ISLNK(found.st_mode):
         return {"path": path, "kind": "link", "target": os.readlink(path)}
+    owner = {"mode": stat.S_IMODE(found.st_mode), "uid": found.st_uid, "gid": found.st_gid}
+    if stat.S_ISDIR(found.st_mode) and not os.listdir(path):
+        return {"path": path, "kind": "folder", **owner}
     if not stat.S_ISREG(found.st_mode):
         raise OSError("%s is neither a file nor a link" % path)
     content = paths.read(path)
@@ -206,16 +265,33 @@ def _remember(path: str) -> Dict[str, Any]:
         "path": path,
         "kind": "file",
         "content": base64.b64encode(content).decode(),
-        "mode": stat.S_IMODE(found.st_mode),
-        "uid": found.st_uid,
-        "gid": found.st_gid,
+        **owner,
     }
+
+
+def _as_it_is(path: str) -> str:
+    """What a path holds, in short, to be compared."""
+    try:
+        found = _remember(path)
+    except OSError:
+        return "other"
+    return _in_short(found)
+
+
+def _in_short(entry: Dict[str, Any]) -> str:
+    if entry["kind"] == "file":
+        return "file:" + hashlib.sha256(base64.b64decode(entry["content"])).hexdigest()
+    return "link:" + entry["target"] if entry["kind"] == "link" else str(entry["kind"])
 
 
 def _put_back(entry: Dict[str, Any]) -> None:
     path, kind = entry["path"], entry["kind"]
-    if kind not in ("file", "link", "absent"):
+    if kind not in ("file", "link", "folder", "absent"):
         raise ValueError("%s: unknown kind %r" % (path, kind))
+    # What is as it was takes no space on a full disk; what others made since then is theirs.
+    if "after" in entry and (_as_it_is(path) != entry["after"]
+                             or _in_short(entry) == entry["after"]):
+        return
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     if kind == "file":
@@ -228,3 +304,8 @@ def _put_back(entry: Dict[str, Any]) -> None:
     if kind == "link":
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.symlink(entry["target"], path)
+    if kind == "folder":
+        os.mkdir(path)
+        os.chmod(path, entry["mode"])
+        if os.geteuid() == 0:
+            os.chown(path, entry["uid"], entry["gid"])

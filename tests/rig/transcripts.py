@@ -111,16 +111,14 @@ class _Tool:
     """A process that has answered, or never will."""
 
     pid = NO_PID
+    stdout = stderr = None
 
     def __init__(self, call):
         self._call = call
         self.returncode = call.get("rc")
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
+    def wait(self, timeout):
+        """It has been ended."""
 
     def communicate(self, timeout):
         if "times_out" in self._call:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 from .. import findings
 from ..findings import shown
@@ -39,12 +39,12 @@ def plan_table(result: Dict[str, Any], facts: Dict[str, Any]) -> str:
     names = _names(facts)
     parts = []
     if plans:
-        parts.append(_table(
+        parts.append(columns(
             ("endpoint", "engine", "devices", "TP", "context", "KV tokens"),
             [_row(plan, names) for plan in plans], right=(3, 4, 5)))
         parts.append("Memory per device, GiB: %s, %s free" % (", ".join(
             "%s %s" % (letter, name) for letter, _, name in PARTS), FREE))
-        parts.append(_table(
+        parts.append(columns(
             ("endpoint", "memory", "used / has", "±", "source", "start: expected / limit"),
             [_memory_row(plan) for plan in plans], right=(2, 3)))
         parts += [_details(plan, names) for plan in plans]
@@ -53,8 +53,12 @@ def plan_table(result: Dict[str, Any], facts: Dict[str, Any]) -> str:
     return "\n\n".join(parts) or "Nothing is asked for."
 
 
-def _table(head: Sequence[str], rows: List[Sequence[str]], right: Sequence[int]) -> str:
-    """Columns as wide as their widest cell."""
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]],
+            right: Sequence[int] = ()) -> str:
+    """A table whose columns are as wide as their widest cell.
+
+    :param right: numbers of the columns that are flush right.
+    """
     lines = [list(head)] + [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join("  ".join(

@@ -1,0 +1,437 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible module: bring the linker cache and the links to libcuda in order, proven or put back."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: linker_cache
+short_description: Mend the linker cache and the links to libcuda, proven or put back
+description:
+  - Looks as C(host_checks) does. Where there is something that it can mend, it changes in one
+    transaction the file C(/etc/ld.so.conf.d/000-firstlight.conf), links to libcuda, links that
+    ldconfig would make, and C(/etc/ld.so.cache), which is built aside and put in place as a whole.
+  - Then it proves the host - what was to be mended is found no more, nothing new is, and a fresh
+    process that loads C(libcuda.so.1) gets the driver's library and starts CUDA as well with it as
+    with the library's own path. Else all is put back and the run fails. A repair that was killed is
+    put back by the next run, which then goes on.
+  - Where the system cannot be mended (without root, with a read-only C(/etc), without ldconfig) it
+    makes a folder of links under RV(root) and returns the environment with which engines get around
+    it, proven as well.
+  - No stub is ever linked, no file of an administrator's changed, no link that a package owns
+    replaced, no driver touched.
+options:
+  root:
+    description: C(firstlight_root) on this host; empty means the default of the user.
+    type: path
+    default: ""
+  checks:
+    description: Rows of C(catalog/library_checks.yml).
+    type: list
+    elements: dict
+    required: true
+  places:
+    description: Rows of C(catalog/library_places.yml), where a libcuda may lie.
+    type: list
+    elements: dict
+    default: []
+  tritons:
+    description: Rows of C(catalog/triton_releases.yml).
+    type: list
+    elements: dict
+    default: []
+  pythons:
+    description: Pythons of this host that run engines.
+    type: list
+    elements: path
+    default: []
+  state:
+    description:
+      - C(present) mends what is wrong. C(absent) removes our file and our links, and makes the
+        cache anew where our file had a part in it.
+    type: str
+    choices: [present, absent]
+    default: present
+attributes:
+  check_mode:
+    description: Says what it would do and changes nothing.
+    support: full
+  diff_mode:
+    description: Shows our file, the links, and what the cache would list more or less.
+    support: full
+author:
+  - Firstlight contributors
+"""
+
+EXAMPLES = r"""
+- name: Mend the library path
+  linker_cache:
+    root: /var/lib/firstlight
+    checks: "{{ lookup('ansible.builtin.file', 'catalog/library_checks.yml') | from_yaml }}"
+    places: "{{ lookup('ansible.builtin.file', 'catalog/library_places.yml') | from_yaml }}"
+    tritons: "{{ lookup('ansible.builtin.file', 'catalog/triton_releases.yml') | from_yaml }}"
+"""
+
+RETURN = r"""
+findings:
+  description: What is wrong now; in check mode, what was found.
+  returned: always
+  type: list
+  elements: dict
+remedies:
+  description: Names of the safe remedies that help with it.
+  returned: always
+  type: list
+  elements: str
+helps:
+  description: The safe remedy that helps, by the id of the finding.
+  returned: always
+  type: dict
+seen:
+  description: What was read, as C(host_checks) returns it.
+  returned: always
+  type: dict
+actions:
+  description: What was done, or would be, one line each.
+  returned: always
+  type: list
+  elements: str
+reasons:
+  description: Why, one line each.
+  returned: always
+  type: list
+  elements: str
+environment:
+  description:
+    - Variables with which an engine on this host finds libcuda; empty where it does without.
+  returned: always
+  type: dict
+  sample: {TRITON_LIBCUDA_PATH: /var/lib/firstlight/libraries}
+stops_triton:
+  description:
+    - Findings with which Triton does not work on this host, in that environment either.
+  returned: always
+  type: list
+  elements: dict
+recovered:
+  description: Whether an earlier repair was found half done and put back first.
+  returned: always
+  type: bool
+root:
+  description: C(firstlight_root), in one spelling.
+  returned: always
+  type: str
+"""
+
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible.module_utils.firstlight import library_path, paths
+from ansible.module_utils.firstlight.host import cuda_probe, driver_libraries, ldconfig
+from ansible.module_utils.firstlight.host.reading import Reader
+from ansible.module_utils.firstlight.planning import library_path as judge
+from ansible.module_utils.firstlight.planning import library_repair
+from ansible.module_utils.firstlight.runner import run
+from ansible.module_utils.firstlight.transaction import Busy, RollbackFailed
+
+SYSTEM_ROOT = "/"
+ASIDE = "/etc/.ld.so.cache.firstlight"
+# Each asks which package owns a path, and prints its name at the start of the line.
+OWNERS = (["dpkg-query", "--search"], ["rpm", "--query", "--file", "--queryformat", "%{NAME}: "])
+NAMED = 20
+
+
+class NotMended(Exception):
+    """The change failed or its proof did; the message is for the operator."""
+
+
+class Host:
+    """The host, as this module reads and changes it."""
+
+    def __init__(self, params, system_root="/"):
+        self.params = params
+        self.root = paths.root(params["root"])
+        self.folder = library_path.folder(self.root)
+        self.reader = Reader(system_root)
+
+    def observe(self):
+        """What is there, what is wrong with it, and what is ours of it."""
+        looked = library_path.look(self.reader, self.params, os.environ)
+        return looked, self.ours(looked.seen)
+
+    def ours(self, seen):
+        """What else decides how the driver's folder can be named."""
+        conf = paths.read(self.reader.path(library_repair.CONF))
+        driver = judge.chosen(seen)
+        beside = driver["folder"] if driver else ""
+        return library_repair.Ours(
+            conf=None if conf is None else conf.decode("utf-8", "replace"),
+            companions=driver_libraries.siblings(self.reader, beside) if driver else [],
+            shadowed=self.shadowed(beside) if driver and not driver["configured"] else [],
+            writable=bool(driver) and os.access(self.reader.path(beside), os.W_OK),
+            owners={one["path"]: owner for one in seen["dangling"]
+                    for owner in [owner_of(one["path"])] if owner},
+        )
+
+    def shadowed(self, folder):
+        """Libraries of the system, none of a driver's, that a folder has too."""
+        if not library_repair.SPELLABLE.fullmatch(folder):
+            return []
+        would = ldconfig.configured(ldconfig.rehearsal(self.reader, [folder]).stdout).entries
+        inside = {name for where, name in would if where == folder}
+        return sorted(name for where, name in would if where != folder and name in inside
+                      and not driver_libraries.DRIVER.match(name))
+
+    def links(self, wanted):
+        """Those of the wanted links, by path, that are not as they should be."""
+        return {path: target for path, target in wanted.items()
+                if not os.path.islink(self.reader.path(path))
+                or os.readlink(self.reader.path(path)) != target}
+
+    def private(self):
+        """Our links as they are, by name."""
+        folder = self.reader.path(self.folder)
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        return {name: os.readlink(os.path.join(folder, name)) for name in names
+                if os.path.islink(os.path.join(folder, name))}
+
+
+def owner_of(path):
+    """The package that owns a path; None where no tool names one."""
+    for argv in OWNERS:
+        ran = run([*argv, path])
+        if ran.ok and ran.stdout:
+            return ran.stdout.partition(":")[0].strip()
+    return None
+
+
+class Steps:
+    """What to change, and how it is told; nothing is changed by asking for it."""
+
+    def __init__(self, host, looked, ours, state):
+        self.seen, self.told, self.ours = looked.seen, looked.problems, ours
+        self.repair = plan(host, looked, ours, state)
+        self.conf_changes = self.repair.conf != ours.conf
+        self.links = host.links(self.repair.links)
+        self.stale, own = [], {}
+        if self.repair.private is not None:
+            now = host.private()
+            own = {os.path.join(host.folder, name): target
+                   for name, target in self.repair.private.items()}
+            self.stale = [os.path.join(host.folder, name)
+                          for name in now if name not in self.repair.private]
+        self.private = host.links(own)
+        self.half_done = any(one.finding["id"] == "repair-half-done" for one in self.told)
+        self.cache = self.repair.cache or (self.conf_changes and state == "absent")
+
+    @property
+    def any(self):
+        """Whether there is anything to do."""
+        return bool(self.conf_changes or self.links or self.private or self.stale or self.cache
+                    or self.half_done)
+
+    def actions(self):
+        """One line for each change."""
+        done = ["remove the empty folder %s" % ldconfig.CACHE] if self.repair.clear else []
+        if self.conf_changes:
+            done.append("remove %s" % library_repair.CONF if self.repair.conf is None else
+                        "write %s: %s" % (library_repair.CONF,
+                                          self.repair.conf.splitlines()[-1]))
+        links = {**self.private, **self.links}
+        done += ["link %s -> %s" % pair for pair in sorted(links.items())[:NAMED]]
+        if len(links) > NAMED:
+            done.append("and %d links more" % (len(links) - NAMED))
+        done += ["remove the link %s" % path for path in self.stale]
+        return done + (["make %s anew" % ldconfig.CACHE] if self.cache else [])
+
+
+def plan(host, looked, ours, state):
+    """What mends what was found; or what takes away what is ours."""
+    if state == "present":
+        return library_repair.repair(looked.seen, looked.problems, ours, host.folder)
+    # Of what is not ours to write, nothing is ours to take away.
+    conf = None if looked.seen["etc_writable"] else ours.conf
+    return library_repair.Repair(conf=conf, links={}, private={}, cache=False, clear=False,
+                                 environment={}, reasons=[], left=[])
+
+
+def apply(host, state):
+    """Change and prove; the transaction puts everything back when either fails."""
+    with library_path.journal(host.root) as change:
+        # Only now is it sure that nothing is half done, by an earlier run or by one beside us.
+        looked, ours = host.observe()
+        steps = Steps(host, looked, ours, state)
+        if steps.any:
+            where = host.reader.path
+            if steps.repair.clear:
+                change.remove(where(ldconfig.CACHE))
+            for path in steps.stale:
+                change.remove(where(path))
+            for path, target in {**steps.private, **steps.links}.items():
+                change.link(where(path), target)
+            if steps.conf_changes and steps.repair.conf is None:
+                change.remove(where(library_repair.CONF))
+            elif steps.conf_changes:
+                change.write(where(library_repair.CONF), steps.repair.conf.encode())
+            if steps.cache:
+                build(host, change)
+            looked = prove(host, steps, state)
+        if state == "absent":
+            paths.remove([], host.reader.path(host.folder))
+    return steps, looked, change.recovered
+
+
+def build(host, change):
+    """Have ldconfig make a cache aside, and put it in place when it is whole.
+
+    So what is there stays until it can be replaced, and an ldconfig of the distribution's that runs
+    at the same time has its temporary file for itself. Links are ours to make (``-X``): left to
+    itself it would also turn those of a driver to the newest version beside it.
+    """
+    aside = host.reader.path(ASIDE)
+    try:
+        ran = ldconfig.call(host.reader, "-X", "-C", ASIDE)
+        if not ran.ok:
+            raise NotMended("ldconfig cannot make a cache: %s" % ran.complaint())
+        state, detail = ldconfig.of_content(paths.read(aside) or b"")
+        if state != "ok":
+            raise NotMended("ldconfig made a cache that is %s: %s" % (state, detail))
+        os.chmod(aside, 0o644)
+        change.take(host.reader.path(ldconfig.CACHE), aside)
+    finally:
+        for left in (aside, aside + "~"):
+            if os.path.lexists(left):
+                os.unlink(left)
+
+
+def prove(host, steps, state):
+    """Look again: what was to be mended is gone, nothing came, and libcuda is the driver's.
+
+    :raises NotMended: with what is not as it should be.
+    """
+    looked, _ = host.observe()
+    now = {one.finding["id"]: one for one in looked.problems}
+    before = {one.finding["id"] for one in steps.told}
+    wrong = []
+    if steps.cache:
+        there = [name for _, name in ldconfig.listed(ldconfig.listing(host.reader).stdout)]
+        if not any(name.startswith("libc.so") for name in there):
+            wrong.append("ldconfig -p does not list libc")
+    if state == "present":
+        # Our own journal is there while we are at it, and what a package owns is left.
+        kept = {"repair-half-done"} | ({"link-dangling"} if steps.repair.left else set())
+        wrong += [one.finding["found"] for id_, one in now.items() if id_ not in kept and (
+            one.helps and steps.cache or one.stops and id_ not in before)]
+        wrong += loads(host, steps, looked.seen)
+    if wrong:
+        raise NotMended("After the repair it is not right: %s" % "; ".join(wrong))
+    return looked
+
+
+def loads(host, steps, seen):
+    """What is wrong with what a fresh process gets, in the environment that engines get."""
+    driver = judge.chosen(seen)
+    if driver is None or host.reader.path("/") != "/":
+        return []
+    got = cuda_probe.load(driver_libraries.SONAME, seen["driver_loaded"],
+                          steps.repair.environment)
+    if got.path != driver["real"]:
+        return ["a program that loads libcuda.so.1 gets %s, not %s" % (
+            got.path or got.error, driver["real"])]
+    if got.init:
+        # What the library itself does by its path is not for its place to mend.
+        own = cuda_probe.load(driver["real"], True)
+        if own.init != got.init:
+            return ["cuInit gives %s (%s), and %s with the library's own path" % (
+                got.init, got.text, own.init)]
+    return []
+
+
+def difference(host, steps, state):
+    """Before and after, as far as they differ: our file, links, what the cache lists."""
+    shown = []
+    if steps.conf_changes:
+        shown.append({"before_header": library_repair.CONF, "after_header": library_repair.CONF,
+                      "before": steps.ours.conf or "", "after": steps.repair.conf or ""})
+    links = {**steps.private, **steps.links}
+    if links or steps.stale:
+        there = {path: os.readlink(host.reader.path(path)) for path in [*links, *steps.stale]
+                 if os.path.islink(host.reader.path(path))}
+        shown.append({"before_header": "links", "after_header": "links",
+                      "before": _as_text(there), "after": _as_text(links)})
+    if steps.cache:
+        there, would = _listings(host, steps)
+        shown.append({"before_header": ldconfig.CACHE, "after_header": ldconfig.CACHE,
+                      "before": "".join(sorted(there - would)),
+                      "after": "".join(sorted(would - there))})
+    return shown
+
+
+def _as_text(links):
+    return "".join("%s -> %s\n" % pair for pair in sorted(links.items()))
+
+
+def _listings(host, steps):
+    """What the cache lists and what it would, a line each; of ours, the folder as it will be."""
+    listing = ldconfig.listing(host.reader)
+    there = set(ldconfig.listed(listing.stdout)) if listing.ok else set()
+    folders = [line for line in (steps.repair.conf or "").splitlines() if line.startswith("/")
+               and os.path.isdir(host.reader.path(line))]
+    would = set(ldconfig.configured(ldconfig.rehearsal(host.reader, folders).stdout).entries)
+    # Of a folder that is to be made, what will be in it.
+    would |= {(host.folder, name) for name in steps.repair.private or {}
+              if host.folder in (steps.repair.conf or "")}
+    # Names without a version are in a cache too and are not told before; they say nothing here.
+    return tuple({"%s => %s\n" % (name, os.path.join(folder, name)) for folder, name in entries
+                  if not name.endswith(".so")} for entries in (there, would))
+
+
+def main():
+    """Observe, plan, and unless in check mode apply."""
+    module = AnsibleModule(
+        argument_spec={
+            **library_path.SPEC,
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        supports_check_mode=True,
+    )
+    host, state = Host(module.params, SYSTEM_ROOT), module.params["state"]
+    try:
+        result = _run(module, host, state)
+    except Busy as problem:
+        module.fail_json(msg="%s; nothing was changed. Run again when it has ended." % problem)
+    except RollbackFailed as problem:
+        module.fail_json(msg=str(problem))
+    except NotMended as problem:
+        module.fail_json(msg="%s\nEverything is as it was before." % problem)
+    except OSError as problem:
+        module.fail_json(msg="%s: %s. Everything is as it was before." % (
+            problem.filename or host.root, problem.strerror or problem))
+    module.exit_json(**result)
+
+
+def _run(module, host, state):
+    looked, ours = host.observe()
+    steps = Steps(host, looked, ours, state)
+    result = {"changed": steps.any, "actions": steps.actions(), "recovered": False,
+              "root": host.root}
+    if module._diff and steps.any:
+        result["diff"] = difference(host, steps, state)
+    if steps.any and not module.check_mode:
+        done, looked, result["recovered"] = apply(host, state)
+        # What a run beside us did meanwhile is not ours to tell.
+        result["changed"] = done.any or result["recovered"]
+        result["actions"] = done.actions()
+        steps = done if done.any else Steps(host, looked, ours, state)
+    pending = library_repair.mendable(steps.seen, steps.told) if module.check_mode else []
+    return {
+        **result,
+        **library_path.told(looked, steps.repair.environment, pending),
+        "reasons": steps.repair.reasons + steps.repair.left,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linker cache: the file as it lies there, what ldconfig lists, and what it would list."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+from ..runner import Ran, run
+from .reading import Reader
+
+TOOL = "/sbin/ldconfig"
+"""The path that Triton has written into it, from 2.2.0 on."""
+CACHE = "/etc/ld.so.cache"
+CONFIGURED = "/etc/ld.so.conf.d"
+
+# dl-cache.h of glibc: the format since 2.2, and the one before, which may stand in front of it.
+NEW_MAGIC = b"glibc-ld.so.cache1.1"
+NEW_HEADER = struct.Struct("=20sIIB3xI12x")
+NEW_ENTRY = struct.Struct("=iIIIQ")
+OLD_MAGIC = b"ld.so-1.7.0\0"
+OLD_HEADER = struct.Struct("=12sI")
+OLD_ENTRY_BYTES = 12
+
+LIMIT_S = 20.0
+LISTED = re.compile(r"^\t(\S+) \(.*?\) => (/.*)$")
+FOLDER = re.compile(r"^(/.*?):(?: \((?:from (.*?)|hwcap.*|legacy.*)\))?$")
+# What -v says of a library: its soname, the file, and what it did or would not do about the link.
+LIBRARY = re.compile(r"^\t(\S+) -> (.+?)(?: \((?:changed|SKIPPED|skipped)\))?$")
+
+Entry = Tuple[str, str]
+"""A folder and the name by which the loader knows a library in it."""
+
+
+class Cache(NamedTuple):
+    """The cache file.
+
+    ``state`` is ``ok``, ``missing``, ``empty``, ``damaged``, ``directory``, ``unreadable`` (to
+    others than root) or ``unknown`` (to whoever asks). ``detail`` says in words what was read.
+    ``movable``: of a directory, whether it is empty and no mount point.
+    """
+
+    state: str
+    detail: str
+    movable: bool = False
+
+
+class Configured(NamedTuple):
+    """What the cache would be if it were made now.
+
+    ``entries``: each library that it would list, and the file that the entry's link leads to.
+    ``folders``: the folders that are configured, with the file and line that names them.
+    """
+
+    entries: Dict[Entry, str]
+    folders: Dict[str, str]
+
+
+def cache(reader: Reader) -> Cache:
+    """How the cache file is, without asking ldconfig, which lists garbage from some broken ones."""
+    path = reader.path(CACHE)
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        # A link that leads nowhere is no cache either.
+        return Cache("missing", "%s does not exist" % CACHE)
+    except OSError as problem:
+        return Cache("unknown", "%s: %s" % (CACHE, problem.strerror))
+    if stat.S_ISDIR(found.st_mode):
+        return Cache("directory", "%s is a directory" % CACHE,
+                     not os.path.ismount(path) and not os.listdir(path))
+    if not stat.S_ISREG(found.st_mode):
+        return Cache("damaged", "%s is no regular file" % CACHE)
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as problem:
+        return Cache("unreadable", "%s: %s" % (CACHE, problem.strerror))
+    state, detail = of_content(content)
+    if state == "ok" and not found.st_mode & stat.S_IROTH:
+        return Cache("unreadable", "%s has the mode %04o" % (CACHE, stat.S_IMODE(found.st_mode)))
+    return Cache(state, "%s, %d bytes: %s" % (CACHE, len(content), detail))
+
+
+def of_content(content: bytes) -> Tuple[str, str]:
+    """``ok``, ``empty`` or ``damaged``, and why.
+
+    :param content: the bytes of a cache file. Its layout is that of ``dl-cache.h`` of glibc.
+    """
+    if not content:
+        return "empty", "no bytes"
+    start, listed = 0, 0
+    if content.startswith(OLD_MAGIC) and len(content) >= OLD_HEADER.size:
+        listed = OLD_HEADER.unpack_from(content)[1]
+        start = (OLD_HEADER.size + listed * OLD_ENTRY_BYTES + 7) & ~7
+    if content[start:start + len(NEW_MAGIC)] == NEW_MAGIC:
+        return _of_new(content, start)
+    if not start:
+        return "damaged", "it does not begin as a cache does"
+    if len(content) < OLD_HEADER.size + listed * OLD_ENTRY_BYTES:
+        return "damaged", "it ends within its %d entries" % listed
+    return ("ok", "%d libraries" % listed) if listed else ("empty", "no libraries")
+
+
+def _of_new(content: bytes, start: int) -> Tuple[str, str]:
+    if len(content) < start + NEW_HEADER.size:
+        return "damaged", "it ends within its header"
+    _, listed, text_bytes, _, extension = NEW_HEADER.unpack_from(content, start)
+    first = start + NEW_HEADER.size
+    end = first + listed * NEW_ENTRY.size + text_bytes
+    if len(content) < end or extension >= len(content):
+        return "damaged", "it should have %d libraries in %d bytes or more" % (
+            listed, max(end, extension))
+    # Texts are counted from the start of this format.
+    within = range(first - start + listed * NEW_ENTRY.size, end - start)
+    for _, key, value, _, _ in NEW_ENTRY.iter_unpack(
+            content[first:first + listed * NEW_ENTRY.size]):
+        if key not in within or value not in within:
+            return "damaged", "an entry leads out of it"
+    return ("ok", "%d libraries" % listed) if listed else ("empty", "no libraries")
+
+
+def tool(reader: Reader) -> Tuple[str, str]:
+    """``ok``, ``missing`` or ``not_executable``, and what was seen."""
+    path = reader.path(TOOL)
+    if not os.path.exists(path):
+        return "missing", "%s does not exist" % TOOL
+    if not os.path.isfile(path) or not os.access(path, os.X_OK):
+        return "not_executable", "%s has the mode %04o" % (
+            TOOL, stat.S_IMODE(os.stat(path).st_mode))
+    return "ok", TOOL
+
+
+def call(reader: Reader, *options: str) -> Ran:
+    """Run ldconfig on the system that the reader looks at."""
+    elsewhere = [] if reader.path("/") == "/" else ["-r", reader.path("/")]
+    return run([reader.path(TOOL), *elsewhere, *options], timeout_s=LIMIT_S)
+
+
+def listing(reader: Reader) -> Ran:
+    """What Triton asks: ``ldconfig -p``."""
+    return call(reader, "-p")
+
+
+def listed(text: str) -> Iterator[Entry]:
+    """The entries of a listing.
+
+    :param text: what ``ldconfig -p`` printed.
+    """
+    for line in text.splitlines():
+        found = LISTED.match(line)
+        if found:
+            yield os.path.dirname(found.group(2)), found.group(1)
+
+
+def rehearsal(reader: Reader, folders: Sequence[str] = ()) -> Ran:
+    """What ldconfig would do: ``-N`` makes no cache, and ``-X`` is what keeps it from links.
+
+    :param folders: more folders, taken before the configured ones.
+    """
+    return call(reader, "-N", "-X", "-v", *folders)
+
+
+def configured(text: str) -> Configured:
+    """What ldconfig would list.
+
+    :param text: what ``ldconfig -N -X -v`` printed.
+    """
+    entries: Dict[Entry, str] = {}
+    folders: Dict[str, str] = {}
+    here: Optional[str] = None
+    for line in text.splitlines():
+        library = LIBRARY.match(line)
+        if library and here is not None:
+            entries[here, library.group(1)] = library.group(2)
+            continue
+        folder = FOLDER.match(line)
+        if folder:
+            here = folder.group(1)
+            folders[here] = folder.group(2) or ""
+    return Configured(entries, folders)
+
+
+class Compared(NamedTuple):
+    """A listing held against what would be listed: paths, each sorted."""
+
+    unlisted: List[str]
+    gone: List[str]
+
+
+def compare(reader: Reader, there: Set[Entry], wanted: Configured) -> Compared:
+    """What the cache lacks, and what it lists that is there no more.
+
+    Folders are compared as they are, not as they are spelled: ``/lib`` is ``/usr/lib`` on most.
+    """
+    real: Dict[str, str] = {}
+
+    def settled(entry: Entry) -> Entry:
+        folder, name = entry
+        if folder not in real:
+            real[folder] = os.path.realpath(reader.path(folder))
+        return real[folder], name
+
+    known = {settled(entry) for entry in there}
+    wished = {settled(entry) for entry in wanted.entries}
+    unlisted = sorted(os.path.join(*entry) for entry in wanted.entries
+                      if settled(entry) not in known)
+    gone = sorted(os.path.join(*entry) for entry in there if settled(entry) not in wished
+                  and not os.path.exists(reader.path(os.path.join(*entry))))
+    return Compared(unlisted, gone)
+
+
+def as_data(ran: Ran) -> Dict[str, Any]:
+    """What a call came to, for evidence."""
+    return {"rc": ran.rc, "said": "" if ran.ok else ran.complaint()}
