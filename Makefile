@@ -141,7 +141,8 @@ bench-gpu: $(DEV)/ready ## Time gpu_facts on a machine with NVIDIA GPUs
 	$(IN_DEV) python tests/bench/gpu_facts.py
 
 .PHONY: bench
-bench: $(DEV)/ready ## Time the demo, first and second run, how much of it is ours, and plans of a fleet
+bench: $(DEV)/ready ## Time a look at 10 000 libraries, plans of a fleet, and the demo: first, second, our part
+	$(IN_DEV) python tests/bench/host_checks.py
 	$(IN_DEV) python tests/bench/planning.py
 	$(IN_DEV) python tests/bench/demo.py
 

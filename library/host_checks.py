@@ -143,11 +143,11 @@ def main():
     """Observe and judge; nothing is ever changed."""
     module = AnsibleModule(argument_spec=library_path.SPEC, supports_check_mode=True)
     started = time.monotonic()
-    looked = library_path.look(Reader(SYSTEM_ROOT), module.params, os.environ)
-    root = paths.root(module.params["root"])
+    reader, root = Reader(SYSTEM_ROOT), paths.root(module.params["root"])
+    looked = library_path.look(reader, module.params, os.environ)
     module.exit_json(
         changed=False,
-        **library_path.told(looked, library_path.environment_now(looked, root)),
+        **library_path.told(looked, library_path.environment_now(reader, looked, root)),
         elapsed_s=round(time.monotonic() - started, 4),
     )
 

@@ -10,7 +10,7 @@ module: linker_cache
 short_description: Mend the linker cache and the links to libcuda, proven or put back
 description:
   - Looks as C(host_checks) does. Where there is something that it can mend, it changes in one
-    transaction the file C(/etc/ld.so.conf.d/000-firstlight.conf), links to libcuda, links that
+    transaction the file C(/etc/ld.so.conf.d/0-0000-firstlight.conf), links to libcuda, links that
     ldconfig would make, and C(/etc/ld.so.cache), which is built aside and put in place as a whole.
   - Then it proves the host - what was to be mended is found no more, nothing new is, and a fresh
     process that loads C(libcuda.so.1) gets the driver's library and starts CUDA as well with it as
@@ -166,23 +166,31 @@ class Host:
         conf = paths.read(self.reader.path(library_repair.CONF))
         driver = judge.chosen(seen)
         beside = driver["folder"] if driver else ""
+        unnamed = bool(driver) and not driver["configured"]
+        shadowed, links = self.named(beside) if unnamed else ([], {})
         return library_repair.Ours(
             conf=None if conf is None else conf.decode("utf-8", "replace"),
             companions=driver_libraries.siblings(self.reader, beside) if driver else [],
-            shadowed=self.shadowed(beside) if driver and not driver["configured"] else [],
+            shadowed=shadowed,
+            links=links,
             writable=bool(driver) and os.access(self.reader.path(beside), os.W_OK),
             owners={one["path"]: owner for one in seen["dangling"]
                     for owner in [owner_of(one["path"])] if owner},
         )
 
-    def shadowed(self, folder):
-        """Libraries of the system, none of a driver's, that a folder has too."""
+    def named(self, folder):
+        """What becomes of a folder that is named before all others.
+
+        Libraries of the system, none of a driver's, that it has too, and the links that it lacks.
+        """
         if not library_repair.SPELLABLE.fullmatch(folder):
-            return []
+            return [], {}
         would = ldconfig.configured(ldconfig.rehearsal(self.reader, [folder]).stdout).entries
-        inside = {name for where, name in would if where == folder}
-        return sorted(name for where, name in would if where != folder and name in inside
-                      and not driver_libraries.DRIVER.match(name))
+        inside = {name: file for (where, name), file in would.items() if where == folder}
+        shadowed = sorted(name for where, name in would if where != folder and name in inside
+                          and not driver_libraries.DRIVER.match(name))
+        return shadowed, {os.path.join(folder, name): file for name, file in inside.items()
+                          if not os.path.lexists(self.reader.path(os.path.join(folder, name)))}
 
     def links(self, wanted):
         """Those of the wanted links, by path, that are not as they should be."""
@@ -320,8 +328,8 @@ def prove(host, steps, state):
         if not any(name.startswith("libc.so") for name in there):
             wrong.append("ldconfig -p does not list libc")
     if state == "present":
-        # Our own journal is there while we are at it, and what a package owns is left.
-        kept = {"repair-half-done"} | ({"link-dangling"} if steps.repair.left else set())
+        # What a package owns is left.
+        kept = {"link-dangling"} if steps.repair.left else set()
         wrong += [one.finding["found"] for id_, one in now.items() if id_ not in kept and (
             one.helps and steps.cache or one.stops and id_ not in before)]
         wrong += loads(host, steps, looked.seen)
@@ -380,9 +388,16 @@ def _listings(host, steps):
     folders = [line for line in (steps.repair.conf or "").splitlines() if line.startswith("/")
                and os.path.isdir(host.reader.path(line))]
     would = set(ldconfig.configured(ldconfig.rehearsal(host.reader, folders).stdout).entries)
-    # Of a folder that is to be made, what will be in it.
-    would |= {(host.folder, name) for name in steps.repair.private or {}
-              if host.folder in (steps.repair.conf or "")}
+    # Of a folder that is to be made, what will be in it: a library is listed by the name that its
+    # links have, where it has any.
+    if steps.repair.private and host.folder in (steps.repair.conf or ""):
+        real = {name: os.path.realpath(host.reader.path(target))
+                for name, target in steps.repair.private.items()}
+        own = {path: os.path.basename(path) for path in real.values()}
+        linked = {path for name, path in real.items()
+                  if name != own[path] and not name.endswith(".so")}
+        would |= {(host.folder, name) for name, path in real.items()
+                  if name != own[path] or path not in linked}
     # Names without a version are in a cache too and are not told before; they say nothing here.
     return tuple({"%s => %s\n" % (name, os.path.join(folder, name)) for folder, name in entries
                   if not name.endswith(".so")} for entries in (there, would))

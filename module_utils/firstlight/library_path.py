@@ -55,8 +55,9 @@ def look(reader: Reader, params: Mapping[str, Any], environment: Mapping[str, st
     wanted = host.Wanted(params["places"], params["tritons"], params["pythons"])
     seen = host.observe(reader, wanted, environment)
     change = journal(paths.root(params["root"]))
-    return Looked(seen, judge.problems(
-        seen, params["checks"], params["tritons"], change.path if change.half_done else ""))
+    # One that is under way, ours included, is no finding.
+    left = change.path if change.half_done and not change.under_way else ""
+    return Looked(seen, judge.problems(seen, params["checks"], params["tritons"], left))
 
 
 def folder(root: str) -> str:
@@ -71,10 +72,14 @@ def told(looked: Looked, environment: Mapping[str, str],
     :param environment: what engines are led with around what is wrong.
     :param pending: what would be mended, in check mode.
     """
+    here = library_repair.mendable(looked.seen, looked.problems)
+    # Once engines are led around it, nothing more helps with what cannot be mended here.
+    helped = {one.finding["id"]: one.helps for one in looked.problems
+              if one.helps and (one in here or not (one.bypass and environment))}
     return {
         "findings": [one.finding for one in looked.problems],
-        "remedies": sorted({one.helps for one in looked.problems if one.helps}),
-        "helps": {one.finding["id"]: one.helps for one in looked.problems if one.helps},
+        "remedies": sorted(set(helped.values())),
+        "helps": helped,
         "environment": dict(environment),
         "stops_triton": [one.finding for one in looked.problems
                          if one.stops in TRITON and one not in pending
@@ -83,11 +88,11 @@ def told(looked: Looked, environment: Mapping[str, str],
     }
 
 
-def environment_now(looked: Looked, root: str) -> Dict[str, str]:
+def environment_now(reader: Reader, looked: Looked, root: str) -> Dict[str, str]:
     """What engines need and have: nothing where the links to lead them with are not there yet."""
     here = folder(root)
     driver = judge.chosen(looked.seen)
-    link = os.path.join(here, judge.SONAME)
-    if driver is None or os.path.realpath(link) != driver["real"]:
+    link = reader.path(os.path.join(here, judge.SONAME))
+    if driver is None or not os.path.islink(link) or os.readlink(link) != driver["real"]:
         return {}
     return library_repair.environment(looked.seen, looked.problems, here)

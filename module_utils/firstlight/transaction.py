@@ -82,6 +82,18 @@ class Lock:
             return False
         return os.path.samestat(there, os.fstat(file.fileno()))
 
+    @property
+    def held(self) -> bool:
+        """Whether anyone holds it now, as far as the file can be read."""
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
     def forget(self) -> None:
         """Remove the lock file while it is held: what it guards is gone for good."""
         with contextlib.suppress(FileNotFoundError):
@@ -124,6 +136,11 @@ class Transaction:
         return self._journal_path
 
     @property
+    def under_way(self) -> bool:
+        """Whether somebody is at it now."""
+        return self._lock.held
+
+    @property
     def half_done(self) -> bool:
         """Whether a change of this name is under way, or was ended in the middle."""
         return os.path.exists(self._journal_path)
@@ -152,7 +169,7 @@ class Transaction:
 
         :raises OSError: no space, no permission; the old file is then untouched.
         """
-        self._expect(path, "file:" + hashlib.sha256(content).hexdigest())
+        self._expect(path, _short_file(content, mode))
         paths.write(path, content, mode)
 
     def take(self, path: str, aside: str) -> None:
@@ -163,7 +180,7 @@ class Transaction:
         content = paths.read(aside)
         if content is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), aside)
-        self._expect(path, "file:" + hashlib.sha256(content).hexdigest())
+        self._expect(path, _short_file(content, stat.S_IMODE(os.stat(aside).st_mode)))
         os.rename(aside, path)
         paths.fsync_folder(os.path.dirname(path))
 
@@ -190,7 +207,7 @@ class Transaction:
         self.snapshot(path)
         for entry in self._entries:
             if entry["path"] == path:
-                entry["after"] = after
+                entry.setdefault("after", []).append(after)
         self._keep()
 
     def _keep(self) -> None:
@@ -280,8 +297,12 @@ def _as_it_is(path: str) -> str:
 
 def _in_short(entry: Dict[str, Any]) -> str:
     if entry["kind"] == "file":
-        return "file:" + hashlib.sha256(base64.b64decode(entry["content"])).hexdigest()
+        return _short_file(base64.b64decode(entry["content"]), entry["mode"])
     return "link:" + entry["target"] if entry["kind"] == "link" else str(entry["kind"])
+
+
+def _short_file(content: bytes, mode: int) -> str:
+    return "file:%04o:%s" % (mode, hashlib.sha256(content).hexdigest())
 
 
 def _put_back(entry: Dict[str, Any]) -> None:
@@ -289,8 +310,8 @@ def _put_back(entry: Dict[str, Any]) -> None:
     if kind not in ("file", "link", "folder", "absent"):
         raise ValueError("%s: unknown kind %r" % (path, kind))
     # What is as it was takes no space on a full disk; what others made since then is theirs.
-    if "after" in entry and (_as_it_is(path) != entry["after"]
-                             or _in_short(entry) == entry["after"]):
+    if "after" in entry and (_as_it_is(path) == _in_short(entry)
+                             or _as_it_is(path) not in entry["after"]):
         return
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)

@@ -19,8 +19,9 @@ import time
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "e2e"), str(TESTS / "rig")]
 
+import checkout  # noqa: E402
 import conftest  # noqa: E402, F401 - puts our module_utils on Ansible's path
-from test_demo import Demo, copy_checkout  # noqa: E402
+from test_demo import Demo  # noqa: E402
 
 ROUNDS = 5
 EMPTY_PLAY = "- hosts: all\n  gather_facts: false\n"
@@ -40,7 +41,7 @@ def main():
     """Run the demo in a clone and print the table."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="fl-bench-", dir="/tmp"))
     demo = Demo(folder)
-    copy_checkout(demo.clone)
+    checkout.copy(demo.clone)
     os.environ["PIP_CACHE_DIR"] = str(folder / "pip")
     try:
         first, output = seconds(demo.make, "demo")

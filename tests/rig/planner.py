@@ -24,7 +24,7 @@ ROOT = "/var/lib/firstlight"
 FOLDER = "/srv/models/"
 NAMES = ("engine_costs", "engine_releases", "gguf_counterparts", "gpus", "health_limits",
          "jetson_chips", "jetson_releases", "known_issues", "nvml_errors", "quantisation_kernels",
-         "xid_events")
+         "without_triton", "xid_events")
 # What the driver keeps of an idle card's memory where the catalog has no figure.
 RESERVED_SHARE = 0.01
 ENVIRONMENT = "a1b2c3d4e5"
@@ -142,7 +142,7 @@ def models_of(requests):
     return found
 
 
-def plan(facts, *entries, models=None, state=None, catalog=None, verdict=None):
+def plan(facts, *entries, models=None, state=None, catalog=None, verdict=None, library_path=None):
     """The planner's answer to these requests.
 
     :param models: by path; else those that the paths are named after (:func:`models_of`). The path
@@ -154,7 +154,7 @@ def plan(facts, *entries, models=None, state=None, catalog=None, verdict=None):
     return planning.deployment_plan(
         taken, facts, models_of(taken) if models is None else models,
         globals()["state"]() if state is None else state, known,
-        verdict or health.host_health(facts, known))
+        verdict or health.host_health(facts, known), library_path)
 
 
 def only(result):

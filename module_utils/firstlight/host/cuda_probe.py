@@ -27,7 +27,9 @@ except OSError as problem:
     said["error"] = str(problem)
 else:
     with open("/proc/self/maps", errors="surrogateescape") as maps:
-        paths = [line.split(None, 5)[5].rstrip("\n") for line in maps if "libcuda" in line]
+        # The kernel writes a line break in a name so.
+        paths = [line.split(None, 5)[5].rstrip("\n").replace("\\012", "\n")
+                 for line in maps if "libcuda" in line]
     said["path"] = paths[0] if paths else None
     if sys.argv[2] == "init":
         said["init"] = cuda.cuInit(0)
@@ -42,7 +44,8 @@ else:
             said["nvml"] = nvml.nvmlInit_v2()
         except (OSError, AttributeError):
             pass
-print("\n" + json.dumps(said))
+print("\n" + json.dumps(said), flush=True)
+os._exit(0)  # what a library does when a program ends has no part in it
 """
 
 
@@ -79,8 +82,11 @@ def load(library: str, init: bool, env: Optional[Mapping[str, str]] = None) -> L
         hangs = ran.rc is None and "no answer" in ran.error
         said = ran.error or ran.stderr.strip() or "signal %d" % -(ran.rc or 0)
         return Loaded(None, None, "", None, said, hangs)
-    # Libraries may print what they like first.
-    said = json.loads(ran.stdout.rstrip("\n").rpartition("\n")[2])
+    try:
+        # Libraries may print what they like first.
+        said = json.loads(ran.stdout.rstrip("\n").rpartition("\n")[2])
+    except ValueError:
+        return Loaded(None, None, "", None, "the process ended without an answer", False)
     path = said["path"]
     return Loaded(os.path.realpath(path) if path else None, said["init"], said["text"],
                   said["nvml"], said["error"], False)

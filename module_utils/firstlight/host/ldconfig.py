@@ -24,12 +24,17 @@ NEW_ENTRY = struct.Struct("=iIIIQ")
 OLD_MAGIC = b"ld.so-1.7.0\0"
 OLD_HEADER = struct.Struct("=12sI")
 OLD_ENTRY_BYTES = 12
+# Since glibc 2.33.
+EXTENSION_MAGIC = 0xEAA42174
+EXTENSION = struct.Struct("=II")
+SECTION = struct.Struct("=IIII")
 
+ELF = b"\x7fELF"
 LIMIT_S = 20.0
-LISTED = re.compile(r"^\t(\S+) \(.*?\) => (/.*)$")
+LISTED = re.compile(r"^\t(\S+) \(.*?\) => (/.*)$", re.MULTILINE)
 FOLDER = re.compile(r"^(/.*?):(?: \((?:from (.*?)|hwcap.*|legacy.*)\))?$")
 # What -v says of a library: its soname, the file, and what it did or would not do about the link.
-LIBRARY = re.compile(r"^\t(\S+) -> (.+?)(?: \((?:changed|SKIPPED|skipped)\))?$")
+LIBRARY = re.compile(r"^\t(\S+) -> (.*[^)]|.+?)(?: \((?:changed|SKIPPED|skipped)\))?$")
 
 Entry = Tuple[str, str]
 """A folder and the name by which the loader knows a library in it."""
@@ -111,9 +116,10 @@ def _of_new(content: bytes, start: int) -> Tuple[str, str]:
     _, listed, text_bytes, _, extension = NEW_HEADER.unpack_from(content, start)
     first = start + NEW_HEADER.size
     end = first + listed * NEW_ENTRY.size + text_bytes
-    if len(content) < end or extension >= len(content):
-        return "damaged", "it should have %d libraries in %d bytes or more" % (
-            listed, max(end, extension))
+    if len(content) < end:
+        return "damaged", "it should have %d libraries in %d bytes or more" % (listed, end)
+    if extension and not _extension_is_whole(content, extension):
+        return "damaged", "what follows its %d libraries is not whole" % listed
     # Texts are counted from the start of this format.
     within = range(first - start + listed * NEW_ENTRY.size, end - start)
     for _, key, value, _, _ in NEW_ENTRY.iter_unpack(
@@ -121,6 +127,18 @@ def _of_new(content: bytes, start: int) -> Tuple[str, str]:
         if key not in within or value not in within:
             return "damaged", "an entry leads out of it"
     return ("ok", "%d libraries" % listed) if listed else ("empty", "no libraries")
+
+
+def _extension_is_whole(content: bytes, start: int) -> bool:
+    """Whether all sections are there: ldconfig fails where one is not, and the loader goes on."""
+    if len(content) < start + EXTENSION.size:
+        return False
+    magic, count = EXTENSION.unpack_from(content, start)
+    first = start + EXTENSION.size
+    if magic != EXTENSION_MAGIC or (len(content) - first) // SECTION.size < count:
+        return False
+    return all(offset + size <= len(content) for _, _, offset, size in SECTION.iter_unpack(
+        content[first:first + count * SECTION.size]))
 
 
 def tool(reader: Reader) -> Tuple[str, str]:
@@ -150,10 +168,10 @@ def listed(text: str) -> Iterator[Entry]:
 
     :param text: what ``ldconfig -p`` printed.
     """
-    for line in text.splitlines():
-        found = LISTED.match(line)
-        if found:
-            yield os.path.dirname(found.group(2)), found.group(1)
+    for name, path in LISTED.findall(text):
+        folder, _, file = path.rpartition("/")
+        if file == name:
+            yield folder or "/", name
 
 
 def rehearsal(reader: Reader, folders: Sequence[str] = ()) -> Ran:
@@ -172,10 +190,13 @@ def configured(text: str) -> Configured:
     entries: Dict[Entry, str] = {}
     folders: Dict[str, str] = {}
     here: Optional[str] = None
-    for line in text.splitlines():
+    for line in text.split("\n"):
         library = LIBRARY.match(line)
         if library and here is not None:
-            entries[here, library.group(1)] = library.group(2)
+            name, file = library.groups()
+            # A soname is what the library's maker wrote there: one with a way in it is no name.
+            if "/" not in name and name not in (".", ".."):
+                entries[here, name] = file
             continue
         folder = FOLDER.match(line)
         if folder:
@@ -204,13 +225,26 @@ def compare(reader: Reader, there: Set[Entry], wanted: Configured) -> Compared:
             real[folder] = os.path.realpath(reader.path(folder))
         return real[folder], name
 
-    known = {settled(entry) for entry in there}
-    wished = {settled(entry) for entry in wanted.entries}
-    unlisted = sorted(os.path.join(*entry) for entry in wanted.entries
-                      if settled(entry) not in known)
-    gone = sorted(os.path.join(*entry) for entry in there if settled(entry) not in wished
+    # Nearly all are spelled alike, of ten thousand too; only the others are settled.
+    lacking, over = wanted.entries.keys() - there, there - wanted.entries.keys()
+    names = {name for _, name in lacking | over}
+    known = {settled(entry) for entry in there if entry[1] in names}
+    wished = {settled(entry) for entry in wanted.entries if entry[1] in names}
+    unlisted = sorted(
+        os.path.join(*entry) for entry in lacking
+        if settled(entry) not in known and is_library(reader, entry[0], wanted.entries[entry]))
+    gone = sorted(os.path.join(*entry) for entry in over if settled(entry) not in wished
                   and not os.path.exists(reader.path(os.path.join(*entry))))
     return Compared(unlisted, gone)
+
+
+def is_library(reader: Reader, folder: str, file: str) -> bool:
+    """Whether the file is one; what ldconfig prints of a soname with line breaks is none."""
+    try:
+        with open(reader.path(os.path.join(folder, file)), "rb") as content:
+            return content.read(len(ELF)) == ELF
+    except OSError:
+        return False
 
 
 def as_data(ran: Ran) -> Dict[str, Any]:

@@ -99,15 +99,18 @@ def _cache(reader: Reader) -> Seen:
     if rehearsal.ok:
         would = ldconfig.configured(rehearsal.stdout)
         seen["folders"] = would.folders
-        lacking = [os.path.join(*entry) for entry in would.entries]
         if there:
             compared = ldconfig.compare(reader, there, would)
             lacking = compared.unlisted
             seen["unlisted"] = compared.unlisted[:MAX_NAMED]
             seen["gone"] = compared.gone[:MAX_NAMED]
+        else:
+            lacking = [os.path.join(*entry) for entry in would.entries]
+        missing = {path: would.entries[os.path.split(path)]
+                   for path in lacking if not os.path.lexists(reader.path(path))}
         seen["links_missing"] = {
-            path: would.entries[os.path.dirname(path), os.path.basename(path)]
-            for path in lacking if not os.path.lexists(reader.path(path))}
+            path: file for path, file in missing.items()
+            if ldconfig.is_library(reader, os.path.dirname(path), file)}
     return seen
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any, Dict, List
 
 from ..findings import SEVERITIES, Finding, shown
@@ -71,7 +72,7 @@ def doctor_summary(reports: Dict[str, Report]) -> str:
     told = "%d of %d hosts are not well." % (len(ill), len(reports))
     way = ("playbooks/repair.yml helps with some of it: %s." % ", ".join(remedies)
            if remedies else "What to change stands with each finding above.")
-    return "\n".join([told, *shorter, way])
+    return "\n".join([told, *shorter, *textwrap.wrap(way, WIDTH, max_lines=2, placeholder=" …")])
 
 
 def repair_table(before: Report, after: Report) -> str:

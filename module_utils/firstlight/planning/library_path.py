@@ -109,7 +109,8 @@ def _of_tool(seen: Seen) -> Iterator[_Found]:
         yield _Found(TOOL[state], {"said": seen["tool"]["detail"]}, seen["tool"]["detail"])
         return
     # Of a broken cache it tells in its own way; that is the cache's failure, not its.
-    calls = [seen["rehearsal"]] + ([seen["listing"]] if seen["cache"]["state"] == "ok" else [])
+    whole = seen["cache"]["state"] in ("ok", "unknown")
+    calls = [seen["rehearsal"]] + ([seen["listing"]] if whole else [])
     for call in calls:
         if call["rc"] != 0:
             yield _Found("ldconfig-fails", {"said": call["said"]}, call["said"])
@@ -126,13 +127,32 @@ def _of_cache(seen: Seen) -> Iterator[_Found]:
         yield _Found(CACHE[cache["state"]], words, cache["detail"], movable)
         return
     dangling = {one["path"] for one in _dangling(seen)}
-    gone = [path for path in seen["gone"] if path not in dangling]
+    gone = [path for path in dict.fromkeys([*seen["gone"], *unlinked(seen)])
+            if path not in dangling]
     parts = ["%s %s" % (text, _named(paths)) for text, paths in (
-        ("it lacks", seen["unlisted"]), ("it lists what is gone:", gone)) if paths]
+        ("it lacks", _unlisted(seen)), ("it lists what is gone:", gone)) if paths]
     if parts:
         changes = "%d libraries are listed; %s" % (cache["libraries"], "; ".join(parts))
         yield _Found("linker-cache-stale", {"changes": changes},
                      "ldconfig -p against ldconfig -N -X -v")
+
+
+def unlinked(seen: Seen) -> List[str]:
+    """Links to a driver's library that are gone and that the cache still lists."""
+    return [os.path.join(one["folder"], SONAME) for one in _drivers(seen)
+            if one["listed"] and one["soname"] == "missing"]
+
+
+def is_of(path: str, seen: Seen, *kinds: str) -> bool:
+    """Whether a path is that of a libcuda in the folder of a library of these kinds."""
+    here, name = os.path.split(path)
+    return name.startswith(PLAIN) and any(
+        one["folder"] == here and one["kind"] in kinds for one in seen["libraries"])
+
+
+def _unlisted(seen: Seen) -> List[str]:
+    """What the cache lacks; that it does not lead to a stub or to cuda-compat is no loss."""
+    return [path for path in seen["unlisted"] if not is_of(path, seen, "stub", "compat")]
 
 
 def _named(paths: List[str]) -> str:
@@ -149,7 +169,9 @@ def _of_libcuda(seen: Seen, broken: bool) -> Iterator[_Found]:
     loaded, driver = seen["loaded"], chosen(seen)
     dangling = "; ".join("%s -> %s" % (one["path"], one["target"]) for one in seen["dangling"])
     if not _drivers(seen):
-        if seen["driver_loaded"] and _loaded_kind(seen) not in ("compat", "small"):
+        if seen["driver_loaded"] and _is_served(seen):
+            yield from _of_loaded(seen, {})
+        elif seen["driver_loaded"]:
             yield _Found("libcuda-missing", {"version": _version(seen["kernel_module"])},
                          dangling or "looked into %d configured folders and those of the catalog"
                          % len(seen["folders"]))
@@ -160,21 +182,31 @@ def _of_libcuda(seen: Seen, broken: bool) -> Iterator[_Found]:
         yield _Found("library-versions-two", {
             "versions": ", ".join(versions), "version": _version(seen["kernel_module"])},
             "; ".join(one["real"] for one in _drivers(seen)))
-    if driver is None:
-        return
-    words = {"chosen": driver["path"], "folder": driver["folder"]}
-    hidden = list(_of_loaded(seen, driver, words))
-    yield from hidden
+    words = {"chosen": " or ".join(one["path"] for one in ([driver] if driver else _drivers(seen))),
+             "folder": driver["folder"] if driver else ""}
+    hidden = list(_of_loaded(seen, words))
+    # Where nothing says which driver's is right, nothing can be put first.
+    yield from (one if driver else one._replace(helps=False) for one in hidden)
     links = _dangling(seen)
     for one in links:
         yield _Found("link-dangling", {**words, **one}, dangling)
-    if hidden:
+    if hidden or driver is None:
         return
-    if not driver["listed"] and not driver["configured"]:
+    # Without ldconfig nothing tells which folders are configured.
+    if seen["folders"] and not driver["listed"] and not driver["configured"]:
         yield _Found("libcuda-unlisted", words, "%s (%s)" % (driver["path"], driver["why"]))
         return
-    if loaded and loaded["path"] is None and not (broken or links or seen["unlisted"]):
+    if loaded and loaded["path"] is None and not (
+            broken or links or _unlisted(seen) or unlinked(seen)):
         yield _Found("libcuda-unloadable", {**words, "said": loaded["error"]}, loaded["error"])
+
+
+def _is_served(seen: Seen) -> bool:
+    """Whether a program gets a libcuda that goes with the driver, though no driver's was found."""
+    loaded = seen["loaded"]
+    return bool(loaded and (loaded["hangs"] or (
+        loaded["path"] and _loaded_kind(seen) not in ("stub", "foreign")
+        and loaded["init"] not in (STUB, MISMATCH, COMPAT))))
 
 
 def _dangling(seen: Seen) -> List[Dict[str, str]]:
@@ -183,7 +215,7 @@ def _dangling(seen: Seen) -> List[Dict[str, str]]:
     return [one for one in seen["dangling"] if os.path.dirname(one["path"]) in folders]
 
 
-def _of_loaded(seen: Seen, driver: Library, words: Dict[str, Any]) -> Iterator[_Found]:
+def _of_loaded(seen: Seen, words: Dict[str, Any]) -> Iterator[_Found]:
     """What a fresh process got that loaded libcuda.so.1."""
     loaded = seen["loaded"]
     if loaded is None:
@@ -254,16 +286,16 @@ def _of_variables(seen: Seen) -> Iterator[_Found]:
 
 
 def _harmful(seen: Seen) -> Iterator[Tuple[str, str, str]]:
-    by_folder = {one["folder"]: one for one in seen["libraries"]}
+    by_folder = {one["folder"].rstrip("/"): one for one in seen["libraries"]}
     module = seen["kernel_module"]
     for variable in seen["variables"]:
-        for folder in variable["folders"]:
+        for folder in dict.fromkeys(variable["folders"]):
             one = by_folder.get(folder.rstrip("/"))
             if one is None:
                 continue
             if one["kind"] == "stub":
                 yield folder, variable["where"], "a stub, %s" % one["path"]
-            elif variable["starts"].get(folder) in (MISMATCH, COMPAT):
+            elif variable["starts"].get(one["folder"]) in (MISMATCH, COMPAT):
                 yield folder, variable["where"], "a libcuda of cuda-compat that does not go here"
             elif one["kind"] == "driver" and module and one["version"] not in (None, module):
                 yield folder, variable["where"], "libcuda %s, and the kernel module is %s" % (

@@ -7,11 +7,12 @@ import os
 import re
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from .library_path import PLAIN, SONAME, Problem, Seen, chosen
+from .library_path import PLAIN, SONAME, Problem, Seen, chosen, is_of, unlinked
 
 REMEDY = "linker_cache"
-CONF = "/etc/ld.so.conf.d/000-firstlight.conf"
-"""First of its folder: what it names comes before a stub or a library for compatibility."""
+CONF = "/etc/ld.so.conf.d/0-0000-firstlight.conf"
+"""First of its folder, whether names are sorted by bytes or by a language, so that what it names
+comes before a stub or a library for compatibility; CUDA's own files begin with ``000``."""
 HEADING = "# Written by Firstlight: where the NVIDIA driver's libraries are.\n"
 ORDER_MATTERS = ("libcuda-unlisted", "libcuda-stub-first", "cuda-compat-shadows")
 # ld.so.conf has no quotes. A space may be in a name; what means something in that file may not.
@@ -24,7 +25,8 @@ class Ours(NamedTuple):
 
     ``conf``: the text of our file. ``companions``: names of libraries beside the chosen one.
     ``shadowed``: libraries of the system that its folder would come before. ``writable``: whether
-    links can be made in it. ``owners``: packages that own links, by path.
+    links can be made in it. ``owners``: packages that own links, by path. ``links``: those that
+    ldconfig would make in its folder.
     """
 
     conf: Optional[str]
@@ -32,6 +34,7 @@ class Ours(NamedTuple):
     shadowed: Sequence[str]
     writable: bool
     owners: Dict[str, str]
+    links: Dict[str, str] = {}
 
 
 class Repair(NamedTuple):
@@ -71,12 +74,17 @@ def repair(seen: Seen, told: Sequence[Problem], ours: Ours, folder: str) -> Repa
     private: Optional[Dict[str, str]] = None
     if mended:
         links, left = _links(seen, driver, ids, ours)
-    if driver and set(ids) & set(ORDER_MATTERS):
-        place, why = _place(driver, ours, folder)
+    # A package's own links are left, and a cache without them is as good as the one that is there.
+    cache = bool(mended) and not (left and not links and set(ids) == {"link-dangling"})
+    if driver and _must_be_first(seen, ids, cache, ours):
+        place, why = _place(driver, ours, folder, "libcuda-plain-missing" in ids)
         if place == folder:
-            private = _private(driver, ours.companions)
-            reasons.append(why)
+            # Where it is the driver's folder already, its links are what they should be.
+            if driver["folder"] != folder:
+                private = _private(driver, ours.companions)
+            reasons += [why] if why else []
         else:
+            links.update(ours.links)
             links.update(_soname_link(seen, driver))
         conf = HEADING + place + "\n"
     around = environment(seen, told, folder)
@@ -85,13 +93,17 @@ def repair(seen: Seen, told: Sequence[Problem], ours: Ours, folder: str) -> Repa
             VARIABLE, folder))
         if driver["folder"] != folder:
             private = _private(driver, ours.companions)
-    return Repair(conf, links, private, bool(mended), "linker-cache-directory" in ids,
+    return Repair(conf, links, private, cache, "linker-cache-directory" in ids,
                   around, reasons, left)
 
 
 def mendable(seen: Seen, told: Sequence[Problem]) -> List[Problem]:
     """What can be mended on this host by whoever looked."""
-    may_write = bool(seen["etc_writable"]) and seen["tool"]["state"] == "ok"
+    # A folder that is not ours to remove leaves no place for a cache.
+    taken = seen["cache"]["state"] == "directory" and not seen["cache"]["movable"]
+    fails = any(one.finding["id"] == "ldconfig-fails" for one in told)
+    works = seen["tool"]["state"] == "ok" and not fails
+    may_write = seen["etc_writable"] and works and not taken
     return [one for one in told if one.helps == REMEDY] if may_write else []
 
 
@@ -115,31 +127,46 @@ def environment(seen: Seen, told: Sequence[Problem], folder: str) -> Dict[str, s
 def _links(seen: Seen, driver: Optional[Dict[str, Any]], ids: Sequence[str],
            ours: Ours) -> Tuple[Dict[str, str], List[str]]:
     """Links that ldconfig would make, those that lead nowhere, and the one to link with."""
-    links: Dict[str, str] = dict(seen["links_missing"])
+    links = {path: target for path, target in seen["links_missing"].items()
+             if not is_of(path, seen, "stub", "compat", "foreign")}
+    links.update((path, target) for path in unlinked(seen)
+                 for target in [_target(seen, path, links)] if target)
     left = []
-    for one in seen["dangling"] if "link-dangling" in ids else []:
+    # The one without a version last: it leads to the other where that is there.
+    dangling = sorted(seen["dangling"], key=lambda one: os.path.basename(one["path"]) == PLAIN)
+    for one in dangling if "link-dangling" in ids else []:
         owner = ours.owners.get(one["path"])
         if owner:
             left.append("%s belongs to the package %s: install that anew" % (one["path"], owner))
             continue
-        target = _target(seen, one["path"])
+        target = _target(seen, one["path"], links)
         if target:
             links[one["path"]] = target
-    if driver and "libcuda-plain-missing" in ids:
-        links[os.path.join(driver["folder"], PLAIN)] = SONAME
+    if driver and "libcuda-plain-missing" in ids and ours.writable:
+        path = os.path.join(driver["folder"], PLAIN)
+        links[path] = _target(seen, path, links) or SONAME
     return links, left
 
 
-def _target(seen: Seen, path: str) -> Optional[str]:
+def _target(seen: Seen, path: str, links: Dict[str, str]) -> Optional[str]:
     """Where a link of libcuda should lead: to its folder's library, of the loaded version."""
     here, name = os.path.split(path)
     library = next((one for one in seen["libraries"]
                     if one["folder"] == here and one["kind"] == "driver"), None)
     if library is None:
         return None
-    if name == PLAIN:
+    soname = os.path.join(here, SONAME)
+    if name == PLAIN and (library["soname"] == "ok" or soname in links):
         return SONAME
     return _file(seen, library)
+
+
+def _must_be_first(seen: Seen, ids: Sequence[str], cache: bool, ours: Ours) -> bool:
+    """Whether our file has to name a folder before all others."""
+    if set(ids) & set(ORDER_MATTERS) or ("libcuda-plain-missing" in ids and not ours.writable):
+        return True
+    # A cache that is made anew lists a stub's folder too, perhaps first.
+    return cache and any(one["kind"] == "stub" and one["configured"] for one in seen["libraries"])
 
 
 def _file(seen: Seen, library: Dict[str, Any]) -> str:
@@ -156,18 +183,23 @@ def _soname_link(seen: Seen, driver: Dict[str, Any]) -> Dict[str, str]:
     return {os.path.join(driver["folder"], SONAME): _file(seen, driver)}
 
 
-def _place(driver: Dict[str, Any], ours: Ours, folder: str) -> Tuple[str, str]:
-    """The folder that our file names, and why it is not the driver's own where it is not."""
+def _place(driver: Dict[str, Any], ours: Ours, folder: str, plain: bool) -> Tuple[str, str]:
+    """The folder that our file names, and why it is not the driver's own where it is not.
+
+    :param plain: whether a libcuda.so without a version has to be in it.
+    """
     own = str(driver["folder"])
+    if own == folder:
+        return folder, ""
     if not SPELLABLE.fullmatch(own):
         return folder, "ld.so.conf cannot spell %r: links in %s are named instead" % (own, folder)
     if ours.shadowed:
         return folder, ("%s also has %s, which would come before those of the system: links to "
                         "the driver's alone are named instead" % (
                             own, ", ".join(list(ours.shadowed)[:3])))
-    if driver["soname"] != "ok" and not ours.writable:
-        return folder, "%s has no %s and cannot be written: links are named instead" % (
-            own, SONAME)
+    lacks = SONAME if driver["soname"] != "ok" else PLAIN if plain else ""
+    if lacks and not ours.writable:
+        return folder, "%s has no %s and cannot be written: links are named instead" % (own, lacks)
     return own, ""
 
 

@@ -23,6 +23,7 @@ from . import (
     reasons,
     releases,
     served,
+    triton,
 )
 from .command import engine_command
 from .keep import Pins
@@ -54,6 +55,7 @@ class Host(NamedTuple):
     state: Dict[str, Any]
     catalog: Dict[str, Any]
     health: Dict[str, Any]
+    library_path: triton.LibraryPath
 
 
 class Option(NamedTuple):
@@ -67,6 +69,7 @@ class Option(NamedTuple):
     context: int
     wanted: int
     uuids: List[str]
+    env: Dict[str, str]
     reasons: List[str]
 
 
@@ -77,6 +80,7 @@ def deployment_plan(
     state: Dict[str, Any],
     catalog: Dict[str, Any],
     health: Dict[str, Any],
+    library_path: Optional[triton.LibraryPath] = None,
 ) -> Dict[str, Any]:
     """Plans for one host.
 
@@ -87,11 +91,13 @@ def deployment_plan(
     :param state: what ``endpoint_info`` returned.
     :param catalog: the rows of the catalogs by name, and ``environments: {lock name: digest}``.
     :param health: what :func:`.health.host_health` returned.
+    :param library_path: what ``host_checks`` or ``linker_cache`` returned; ``None`` where nobody
+        looked: then the host is taken for well.
     :returns: ``{endpoints: plans, refusals: findings}``. The same input gives the same output, and
         a plan that an endpoint runs by stays while it fits and nothing else is asked for.
     """
     made: Dict[int, Plan] = {}
-    host = Host(facts, models, state, catalog, health)
+    host = Host(facts, models, state, catalog, health, library_path or triton.NOTHING)
     others = Others({}, 0, [])
     for index, request in enumerate(requests):
         kept = _kept(request, host, others)
@@ -200,8 +206,13 @@ def _option(request: Request, host: Host, model: Plan, pool: Pool, others: Other
     if wrong:
         raise Refused([reasons.refusal(request, one.kind, "extra_args", " ".join(one.flags),
                                        one.wanted, one.remedy) for one in wrong])
+    try:
+        way = triton.way(request, row, model, pool.device.capability or "", host.library_path,
+                         host.catalog["without_triton"])
+    except triton.NoWay as none:
+        raise Refused(none.findings) from None
     issues = _issues(request, host, row, model, pool, None)
-    added = [flag for issue in issues for flag in issue["action"].get("add_flags", [])]
+    added = way.flags + [flag for issue in issues for flag in issue["action"].get("add_flags", [])]
     eager = row["engine"] != "vllm" or "--enforce-eager" in added + [
         flags.spelled(one) for one in request["extra_args"]]
     engine = Engine(row, choice.kernel, memory.costs_of(row["engine"],
@@ -209,10 +220,13 @@ def _option(request: Request, host: Host, model: Plan, pool: Pool, others: Other
                     flags.settings(request["extra_args"], row["engine"]), eager, {},
                     pool.device.title)
     engine = engine._replace(seen=_seen(request, host, model, engine, pool))
-    told = choice.reasons + pool.reasons
+    told = choice.reasons + way.reasons + pool.reasons
+    if way.one_device:
+        pool = pool._replace(device=pool.device._replace(
+            available=min(1, pool.device.available)))
     placed, context, wanted = _place(request, host, model, pool, engine, others, pins, told)
     uuids = _chosen(request, host, pool, placed, context, others, pins, told)
-    return Option(pool, choice, engine, added, placed, context, wanted, uuids, told)
+    return Option(pool, choice, engine, added, placed, context, wanted, uuids, way.env, told)
 
 
 # Placing.
@@ -382,7 +396,7 @@ def _assemble(request: Request, host: Host, model: Plan, option: Option,
         start["limit_s"] = pins.start_limit_s
     plan = _decisions(request, host, model, option)
     plan["start_timeout_s"] = start["limit_s"]
-    plan["env"] = {**option.choice.env, **_issue_env(issues, row, start["limit_s"])}
+    plan["env"] = {**option.choice.env, **option.env, **_issue_env(issues, row, start["limit_s"])}
     if plan["cache"] and "VLLM_CACHE_ROOT" in row["environment"]:
         plan["env"]["VLLM_CACHE_ROOT"] = plan["cache"]
     plan["command"] = engine_command(plan)

@@ -1,0 +1,807 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What keeps programs from libcuda is mended in one change, proven, or all is as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import stat
+import time
+
+import host_checks
+import linker_cache
+import pytest
+from library_root import VERSION, catalogs, compiled
+
+from ansible.module_utils.firstlight.planning import library_repair
+from ansible.module_utils.firstlight.transaction import Transaction
+from ansible.module_utils.testing import patch_module_args
+
+FORK = multiprocessing.get_context("fork")
+CONF = library_repair.CONF
+CACHE = "/etc/ld.so.cache"
+CATALOGS = catalogs()
+
+
+@pytest.fixture
+def doctor(run_module, library_root):
+    """The ids of what host_checks finds."""
+    def found(**params):
+        told = run_module(host_checks.main, root=library_root.state, **{**CATALOGS, **params})
+        return sorted(one["id"] for one in told["findings"])
+
+    return found
+
+
+@pytest.fixture
+def mend(run_module, library_root):
+    """Run the module on the host."""
+    def run(**params):
+        return run_module(linker_cache.main,
+                          **{"root": library_root.state, **CATALOGS, **params})
+
+    return run
+
+
+def place(folder, kind="driver"):
+    """Catalogs that know one more place."""
+    return {"places": [*CATALOGS["places"], {"id": "test", "path": folder, "kind": kind,
+                                             "source": "test"}]}
+
+
+# What breaks a host. Each gives the findings, exactly, and the options of the modules.
+
+
+def missing(host):
+    host.path(CACHE).unlink()
+    return ["linker-cache-missing"], {}
+
+
+def empty(host):
+    host.path(CACHE).write_bytes(b"")
+    return ["linker-cache-empty"], {}
+
+
+def lists_nothing(host):
+    # What ldconfig makes where no folder has a library.
+    content = host.path(CACHE).read_bytes()
+    host.path(CACHE).write_bytes(content[:20] + bytes(8) + content[28:29] + bytes(19))
+    return ["linker-cache-empty"], {}
+
+
+def truncated(length):
+    def cut(host):
+        content = host.path(CACHE).read_bytes()
+        kept = length if length > 0 else len(content) + length
+        host.path(CACHE).write_bytes(content[:kept])
+        return ["linker-cache-damaged"], {}
+
+    return cut
+
+
+def damaged(host):
+    content = host.path(CACHE).read_bytes()
+    host.path(CACHE).write_bytes(b"x" * len(content))
+    return ["linker-cache-damaged"], {}
+
+
+def points_out_of_itself(host):
+    content = bytearray(host.path(CACHE).read_bytes())
+    content[48 + 4:48 + 8] = b"\xff\xff\xff\x7f"
+    host.path(CACHE).write_bytes(content)
+    return ["linker-cache-damaged"], {}
+
+
+def directory(host):
+    host.path(CACHE).unlink()
+    host.path(CACHE).mkdir()
+    return ["linker-cache-directory"], {}
+
+
+def link_to_nowhere(host):
+    host.path(CACHE).unlink()
+    host.path(CACHE).symlink_to("nowhere")
+    return ["linker-cache-missing"], {}
+
+
+def unreadable(host):
+    host.path(CACHE).chmod(0o600)
+    return ["linker-cache-unreadable"], {}
+
+
+def lacks_one(host):
+    host.put("other", "/usr/lib/libnew.so.1")
+    compiled(host.path("/usr/lib/libnew.so.1"), "libnew.so.1")
+    return ["linker-cache-stale"], {}
+
+
+def lacks_one_and_its_link(host):
+    compiled(host.path("/usr/lib/libnew.so.1.2.3"), "libnew.so.1")
+    return ["linker-cache-stale"], {}
+
+
+def lists_what_is_gone(host):
+    host.path("/usr/lib/libother.so.1").unlink()
+    host.path("/usr/lib/libother.so.1.0").unlink()
+    return ["linker-cache-stale"], {}
+
+
+def never_listed(host):
+    host.path("/usr/lib/gpu").rename(host.path("/usr/lib/away"))
+    host.ldconfig()
+    host.path("/usr/lib/away").rename(host.path("/usr/lib/gpu"))
+    return ["linker-cache-stale"], {}
+
+
+def unlisted(host):
+    host.move_driver("/usr/local/nvidia/lib64")
+    return ["libcuda-unlisted"], {}
+
+
+def unlisted_with_a_space(host):
+    host.move_driver("/opt/two words/lib64")
+    return ["libcuda-unlisted"], place("/opt/two words/lib64")
+
+
+def unlisted_without_the_link(host):
+    host.path("/usr/lib/gpu/libcuda.so.1").unlink()
+    host.move_driver("/usr/local/nvidia/lib64")
+    host.path("/usr/local/nvidia/lib64/libcuda.so.1").unlink(missing_ok=True)
+    return ["libcuda-unlisted"], {}
+
+
+def strange_name(name):
+    def move(host):
+        folder = os.path.join(host.outside, name)
+        host.move_driver(folder)
+        return ["libcuda-unlisted"], place(folder)
+
+    return move
+
+
+def has_more_than_the_driver(host):
+    """A folder that would come before the system's: only the driver's libraries are named."""
+    folder = host.outside + "/lib"
+    host.move_driver(folder)
+    compiled(host.path(folder + "/libother.so.1"), "libother.so.1")
+    compiled(host.path(folder + "/libnvidia-ml.so.1"), "libnvidia-ml.so.1")
+    return ["libcuda-unlisted"], place(folder)
+
+
+def dangling(host):
+    host.path("/usr/lib/gpu/libcuda.so.1").unlink()
+    host.path("/usr/lib/gpu/libcuda.so.1").symlink_to("libcuda.so.535.1.1")
+    return ["link-dangling"], {}
+
+
+def dangling_plain(host):
+    host.path("/usr/lib/gpu/libcuda.so").symlink_to("libcuda.so.535.1.1")
+    return ["link-dangling"], {}
+
+
+def stub_first(host):
+    host.stub("/usr/local/cuda-12/lib64/stubs")
+    host.configure("000-cuda", "/usr/local/cuda-12/lib64/stubs")
+    host.ldconfig()
+    return ["libcuda-stub-first"], {}
+
+
+def stub_that_does_not_say_so(host):
+    host.stub("/opt/toolkit/lib")
+    host.configure("000-cuda", "/opt/toolkit/lib")
+    host.ldconfig()
+    return ["libcuda-stub-first"], {}
+
+
+def compat_shadows(host):
+    host.module()
+    host.driver("/usr/local/cuda-12/compat", "555.1.1", kind="compat")
+    host.configure("000-cuda", "/usr/local/cuda-12/compat")
+    host.ldconfig()
+    return ["cuda-compat-shadows"], {}
+
+
+def no_plain_name(host):
+    return ["libcuda-plain-missing"], {"pythons": [host.python("3.5.1")]}
+
+
+BREAKS = {
+    "missing": missing, "empty": empty, "lists nothing": lists_nothing, "damaged": damaged,
+    **{"truncated at %d" % length: truncated(length) for length in (
+        1, 19, 20, 24, 47, 48, 60, 100, -1, -80, -120)},
+    "points out of itself": points_out_of_itself, "an empty directory": directory,
+    "a link to nowhere": link_to_nowhere,
+    "unreadable": unreadable, "lacks one": lacks_one,
+    "lacks one and its link": lacks_one_and_its_link, "lists what is gone": lists_what_is_gone,
+    "never listed": never_listed,
+    "unlisted": unlisted, "unlisted, a space": unlisted_with_a_space,
+    "unlisted, no link": unlisted_without_the_link,
+    "unlisted, a line break": strange_name("two\nlines"),
+    "unlisted, a hash": strange_name("a#b"), "unlisted, an equals sign": strange_name("a=b"),
+    "unlisted, an end of space": strange_name("a "), "unlisted, no ASCII": strange_name("\u00fc"),
+    "unlisted, more beside it": has_more_than_the_driver,
+    "dangling": dangling, "dangling plain": dangling_plain, "stub first": stub_first,
+    "stub that does not say so": stub_that_does_not_say_so, "compat shadows": compat_shadows,
+    "no plain name": no_plain_name,
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_each_break_is_told_mended_and_stays_mended(library_root, mend, doctor, name):
+    ids, params = BREAKS[name](library_root)
+    assert doctor(**params) == ids
+    before = library_root.snapshot()
+
+    would = mend(check=True, diff=True, **params)
+    assert would["changed"] is True
+    assert sorted(one["id"] for one in would["findings"]) == ids
+    assert would["stops_triton"] == [], "what would be mended stops nothing"
+    assert library_root.snapshot() == before, "check mode has changed something"
+
+    listed = library_root.listed()
+    did = mend(diff=True, **params)
+    assert did["changed"] is True
+    assert did["actions"] == would["actions"]
+    assert did["reasons"]
+    assert did["diff"] == would["diff"]
+    assert (did["findings"], did["environment"], did["recovered"]) == ([], {}, False)
+    assert doctor(**params) == []
+    shown = {one["before_header"]: one for one in did["diff"]}
+    assert lines(shown[CACHE]["before"]) == versioned(set(listed) - set(library_root.listed()))
+    assert lines(shown[CACHE]["after"]) == versioned(set(library_root.listed()) - set(listed))
+    after = library_root.snapshot()
+    assert shown.get(CONF, {"after": None})["after"] == text_of(after, CONF)
+    links = {path: target for path, target in after.items()
+             if isinstance(target, str) and target != "folder" and before.get(path) != target}
+    assert shown.get("links", {"after": ""})["after"] == "".join(
+        "/%s -> %s\n" % link for link in sorted(links.items()))
+
+    again = mend(diff=True, **params)
+    assert (again["changed"], again["actions"], again["findings"]) == (False, [], [])
+    assert "diff" not in again
+    assert library_root.snapshot() == after
+    assert stat.S_IMODE(os.stat(library_root.path(CACHE)).st_mode) == 0o644
+
+
+def lines(text):
+    return set(text.splitlines())
+
+
+def versioned(paths):
+    text = "".join("%s => %s\n" % (os.path.basename(path), path) for path in paths
+                   if not path.endswith(".so"))
+    return lines(text)
+
+
+def text_of(tree, path):
+    return tree[path.lstrip("/")][0].decode() if path.lstrip("/") in tree else None
+
+
+# What cannot be mended on the host is told, and engines are led around it.
+
+
+def no_tool(host):
+    host.path("/sbin/ldconfig").unlink()
+    return ["ldconfig-missing"]
+
+
+def tool_that_cannot_run(host):
+    host.path("/sbin/ldconfig").chmod(0o644)
+    return ["ldconfig-not-executable"]
+
+
+def tool_that_fails(host):
+    host.tool("echo 'ldconfig: no such luck' >&2; exit 3")
+    return ["ldconfig-fails"]
+
+
+def full_directory(host):
+    host.path(CACHE).unlink()
+    host.path(CACHE).mkdir()
+    host.path(CACHE + "/kept").write_text("dear")
+    return ["linker-cache-directory"]
+
+
+UNMENDABLE = {"ldconfig missing": no_tool, "ldconfig not executable": tool_that_cannot_run,
+              "ldconfig fails": tool_that_fails, "a directory with something in it": full_directory}
+
+
+@pytest.fixture
+def multiarch_root(library_root):
+    """A host whose driver is where Debian has it."""
+    folder = "/usr/lib/x86_64-linux-gnu"
+    library_root.move_driver(folder)
+    library_root.configure("multiarch", folder)
+    library_root.ldconfig()
+    return library_root
+
+
+@pytest.mark.parametrize("name", UNMENDABLE)
+def test_engines_are_led_around_what_cannot_be_mended(multiarch_root, mend, doctor, run_module,
+                                                      name):
+    host = multiarch_root
+    ids = UNMENDABLE[name](host)
+    assert doctor() == ids
+    system = outside_of_state(host)
+    would = mend(check=True, diff=True)
+    assert would["changed"] is True
+    assert not os.path.exists(host.state + "/libraries"), "check mode has changed something"
+    did = mend(diff=True)
+    assert (did["changed"], did["actions"], did["diff"]) == (True, would["actions"], would["diff"])
+    assert [one["id"] for one in did["findings"]] == ids, "it is told still"
+    assert did["environment"] == {"TRITON_LIBCUDA_PATH": host.state + "/libraries"}
+    assert did["stops_triton"] == [], "with that environment nothing does"
+    assert outside_of_state(host) == system
+    real = "/usr/lib/x86_64-linux-gnu/libcuda.so." + VERSION
+    links = {path: os.readlink(os.path.join(host.state, "libraries", path))
+             for path in os.listdir(host.state + "/libraries")}
+    assert links == {"libcuda.so": real, "libcuda.so.1": real, os.path.basename(real): real}
+
+    again = mend(diff=True)
+    assert (again["changed"], again["actions"]) == (False, [])
+    assert again["environment"] == did["environment"]
+    told = run_module(host_checks.main, root=host.state, **CATALOGS)
+    assert told["environment"] == did["environment"]
+    assert told["stops_triton"] == []
+
+
+def outside_of_state(host):
+    return {path: what for path, what in host.snapshot().items()
+            if not ("/" + path).startswith(host.state)}
+
+
+def test_what_ldconfig_says_is_told(library_root, run_module):
+    tool_that_fails(library_root)
+    told = run_module(host_checks.main, root=library_root.state, **CATALOGS)
+    assert "(exit 3): ldconfig: no such luck" in told["findings"][0]["found"]
+
+
+@pytest.fixture
+def no_root(library_root, monkeypatch):
+    """Run as somebody who cannot write /etc, nor where the system's libraries are."""
+    def refused(path, mode, **how):
+        ours = os.path.realpath(path).startswith(os.path.realpath(library_root.state))
+        return may(path, mode, **how) and not (mode & os.W_OK and not ours)
+
+    may = os.access
+    monkeypatch.setattr(os, "access", refused)
+
+
+@pytest.mark.parametrize("name", ["missing", "damaged", "dangling", "stub first", "no plain name",
+                                  "unlisted"])
+def test_without_root_engines_are_led_around(library_root, mend, doctor, no_root, name):
+    ids, params = BREAKS[name](library_root)
+    assert doctor(**params) == sorted([*ids, "not-root"])
+    system = outside_of_state(library_root)
+    would = mend(check=True, **params)
+    did = mend(**params)
+    assert (did["changed"], did["actions"]) == (True, would["actions"])
+    assert not [line for line in did["actions"] if "/etc/" in line]
+    assert outside_of_state(library_root) == system
+    folder = library_root.state + "/libraries"
+    assert did["environment"]["TRITON_LIBCUDA_PATH"] == folder
+    # The loader of that host does not come to the driver by itself there.
+    assert (did["environment"].get("LD_LIBRARY_PATH") == folder) == (
+        name in ("dangling", "stub first", "unlisted", "missing", "damaged"))
+    assert did["stops_triton"] == []
+    drivers = {one["real"] for one in did["seen"]["libraries"] if one["kind"] == "driver"}
+    assert {os.readlink(os.path.join(folder, name))
+            for name in ("libcuda.so", "libcuda.so.1")} <= drivers
+    again = mend(**params)
+    assert (again["changed"], again["environment"]) == (False, did["environment"])
+    removed = mend(state="absent", **params)
+    assert removed["changed"] is True
+    assert not os.path.exists(folder)
+    assert mend(state="absent", **params)["changed"] is False
+
+
+def test_a_host_without_a_gpu_is_mended_too(library_root, mend, doctor):
+    library_root.path("/etc/ld.so.conf.d/gpu.conf").unlink()
+    for file in library_root.path("/usr/lib/gpu").iterdir():
+        file.unlink()
+    library_root.ldconfig()
+    assert doctor() == []
+    assert mend()["changed"] is False
+    missing(library_root)
+    assert doctor() == ["linker-cache-missing"]
+    did = mend(); print(did.get("msg"))
+    assert (did["findings"], did["environment"]) == ([], {})
+    assert did["seen"]["loaded"] is None
+    assert "/usr/lib/libc.so.6" in library_root.listed()
+
+
+def test_an_administrators_file_is_kept_byte_for_byte(library_root, mend):
+    path = library_root.path("/etc/ld.so.conf.d/99-site.conf")
+    content = b"# ours\r\n\n  /usr/lib/gpu\t# driver\n\xff\n/nowhere"
+    path.write_bytes(content)
+    path.chmod(0o640)
+    unlisted(library_root)
+    assert mend()["changed"] is True
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (content, 0o640)
+    assert mend(state="absent")["changed"] is True
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (content, 0o640)
+
+
+def test_of_two_versions_none_is_removed(library_root, mend, doctor):
+    library_root.module()
+    library_root.driver("/usr/lib/older", "535.54.03")
+    library_root.configure("older", "/usr/lib/older")
+    library_root.ldconfig()
+    assert doctor() == ["library-versions-two"]
+    assert mend()["changed"] is False
+
+
+def test_sonames_that_are_ways_lead_to_no_link(library_root, mend, doctor):
+    for number, soname in enumerate(("../../evil.so.1", "sub/evil.so.1", "/abs/evil.so.1",
+                                     "./evil.so.1", "..", ".", "/")):
+        compiled(library_root.path("/usr/lib/libhostile%d.so" % number), soname)
+    compiled(library_root.path("/usr/lib/libgood.so.1.2"), "libgood.so.1")
+    before = library_root.snapshot()
+    missing(library_root)
+    assert doctor() == ["linker-cache-missing"]
+    did = mend()
+    assert did["findings"] == []
+    new = {path: what for path, what in outside_of_state(library_root).items()
+           if path not in before}
+    assert new == {"usr/lib/libgood.so.1": "libgood.so.1.2"}
+    assert doctor() == []
+    assert mend()["changed"] is False
+
+
+@pytest.mark.parametrize("soname", [
+    "libx.so.1\n/etc: (from x)\n\tlibevil.so.1",
+    "libx.so.1\n/etc: (from x)\n\tlibevil.so.1 -> passwd\n\tliby.so.1",
+    "libx.so.1\n\tlibevil.so.1 -> ../../etc/passwd\n\tliby.so.1"])
+def test_sonames_that_look_like_folders_lead_to_no_link(library_root, mend, soname):
+    """What ldconfig prints then cannot be told from what it means; nothing there is believed."""
+    compiled(library_root.path("/usr/lib/libhostile.so"), soname)
+    library_root.path("/etc/passwd").write_text("kept")
+    before = library_root.snapshot()
+    missing(library_root)
+    mend()
+    new = {path for path in outside_of_state(library_root) if path not in before}
+    assert new == set()
+
+
+def test_a_link_that_a_package_owns_is_left(library_root, mend, doctor, monkeypatch, tmp_path):
+    owner = tmp_path / "owner"
+    owner.write_text("#!/bin/sh\necho \"libcuda1:amd64: $2\"\n")
+    owner.chmod(0o755)
+    monkeypatch.setattr(linker_cache, "OWNERS", ([str(tmp_path / "none")], [str(owner), "-S"]))
+    ids, _ = dangling(library_root)
+    before = library_root.snapshot()
+    did = mend()
+    assert (did["changed"], did["actions"]) == (False, [])
+    assert [one["id"] for one in did["findings"]] == ids
+    assert "belongs to the package libcuda1" in did["reasons"][-1]
+    assert library_root.snapshot() == before
+    # What else is wrong is mended beside it.
+    missing(library_root)
+    did = mend()
+    assert did["actions"] == ["make %s anew" % CACHE]
+    assert [one["id"] for one in did["findings"]] == ids
+    assert mend()["changed"] is False
+
+
+def test_links_beside_a_library_that_was_only_mounted_are_made(library_root, mend, doctor):
+    """As a container has it whose runtime mounts files and runs no ldconfig."""
+    folder = "/usr/local/nvidia/lib64"
+    library_root.move_driver(folder)
+    library_root.path(folder + "/libcuda.so.1").unlink()
+    compiled(library_root.path(folder + "/libnvidia-ml.so." + VERSION), "libnvidia-ml.so.1")
+    assert doctor() == ["libcuda-unlisted"]
+    assert mend()["findings"] == []
+    assert os.readlink(library_root.path(folder + "/libnvidia-ml.so.1")) == (
+        "libnvidia-ml.so." + VERSION)
+    for path in library_root.listed():
+        assert library_root.path(path).exists(), path
+
+
+def test_no_stub_is_linked_where_there_is_nothing_else(library_root, mend, doctor):
+    library_root.path("/etc/ld.so.conf.d/gpu.conf").unlink()
+    for file in library_root.path("/usr/lib/gpu").iterdir():
+        file.unlink()
+    library_root.stub("/usr/local/cuda-12/lib64/stubs")
+    library_root.ldconfig()
+    library_root.module()
+    assert doctor() == ["libcuda-missing"]
+    assert mend()["changed"] is False
+    missing(library_root)
+    assert mend()["actions"] == ["make %s anew" % CACHE]
+    assert not [path for path in library_root.listed() if "libcuda" in path]
+
+
+# state=absent
+
+
+@pytest.mark.parametrize("name", ["unlisted", "unlisted, a line break", "stub first"])
+def test_what_is_ours_can_be_taken_away(library_root, mend, doctor, name):
+    ids, params = BREAKS[name](library_root)
+    before = outside_of_state(library_root)
+    mend(**params)
+    there = library_root.snapshot()
+    would = mend(state="absent", check=True, diff=True, **params)
+    assert library_root.snapshot() == there
+    did = mend(state="absent", diff=True, **params)
+    assert (did["changed"], did["actions"]) == (True, would["actions"])
+    assert did["diff"] == would["diff"]
+    assert [one["id"] for one in did["findings"]] == ids
+    after = outside_of_state(library_root)
+    # The cache that is made anew holds the same.
+    assert after.keys() == before.keys()
+    assert {path for path in after if after[path] != before[path]} <= {"etc/ld.so.cache"}
+    assert not os.path.exists(library_root.state + "/libraries")
+    again = mend(state="absent", **params)
+    assert (again["changed"], again["actions"]) == (False, [])
+
+
+def test_where_nothing_is_ours_nothing_is_taken_away(library_root, mend):
+    before = library_root.snapshot()
+    assert mend(state="absent")["changed"] is False
+    missing(library_root)
+    assert mend(state="absent")["changed"] is False, "it mends nothing"
+    library_root.ldconfig()
+    assert library_root.snapshot() == before
+
+
+# What goes wrong in the middle: all is as it was.
+
+
+def everything_wrong(host):
+    """A folder in the cache's place, a driver in a folder that has to be linked."""
+    ids, params = strange_name("two\nlines")(host)
+    directory(host)
+    return [*ids, "linker-cache-directory"], params
+
+
+@pytest.fixture(params=["missing", "empty", "unreadable", "everything", "lacks one and its link"])
+def broken(request, library_root):
+    """The options of a host that is broken in one way, which takes changes of some kind."""
+    break_it = everything_wrong if request.param == "everything" else BREAKS[request.param]
+    return break_it(library_root)[1]
+
+
+def test_a_proof_that_fails_puts_everything_back(library_root, mend, broken, monkeypatch):
+    before = library_root.snapshot()
+    seen = []
+
+    def fails(*_):
+        seen.append(library_root.snapshot())
+        raise linker_cache.NotMended("it is not so")
+
+    monkeypatch.setattr(linker_cache, "prove", fails)
+    did = mend(**broken)
+    assert did["failed"] is True
+    assert did["msg"] == "it is not so\nEverything is as it was before."
+    assert seen[0] != before, "there was something to put back"
+    assert folders_of_ours(library_root.snapshot(), before) == before
+    assert not linker_cache.library_path.journal(library_root.state).half_done
+
+
+def folders_of_ours(now, before):
+    """Without folders that are empty now and were not there: nothing hangs on them."""
+    return {path: what for path, what in now.items() if path in before or what != "folder"
+            and not path.endswith(".lock")}
+
+
+def test_an_order_that_cannot_be_changed_is_told_and_nothing_else_is(library_root, mend):
+    """A stub that ld.so.conf itself names comes before all that its folder names."""
+    library_root.stub("/opt/toolkit/lib")
+    library_root.path("/etc/ld.so.conf").write_text(
+        "/opt/toolkit/lib\ninclude /etc/ld.so.conf.d/*.conf\n")
+    library_root.ldconfig()
+    before = library_root.snapshot()
+    did = mend()
+    assert did["failed"] is True
+    assert "After the repair it is not right: the loader takes the stub" in did["msg"]
+    assert folders_of_ours(library_root.snapshot(), before) == before
+
+
+def test_a_cache_without_libc_is_no_repair(library_root, mend):
+    library_root.path("/usr/lib/libc.so.6").unlink()
+    missing(library_root)
+    before = library_root.snapshot()
+    did = mend()
+    assert "ldconfig -p does not list libc" in did["msg"]
+    assert folders_of_ours(library_root.snapshot(), before) == before
+
+
+def test_a_disk_that_is_full_leaves_everything_as_it_was(library_root, mend, broken):
+    # As ldconfig does: it leaves what it has written of its temporary file.
+    library_root.tool("""
+case "$*" in *" -C "*) echo half > "$2/etc/.ld.so.cache.firstlight~"
+    echo "ldconfig: Writing of cache data failed: No space left on device" >&2; exit 1;;
+esac
+exec /sbin/ldconfig "$@" """)
+    before = library_root.snapshot()
+    did = mend(**broken)
+    assert did["failed"] is True
+    assert "No space left on device" in did["msg"]
+    assert did["msg"].endswith("\nEverything is as it was before.")
+    assert folders_of_ours(library_root.snapshot(), before) == before
+
+
+@pytest.mark.parametrize("written", ["nothing", "half", "an empty cache"])
+def test_a_cache_that_is_not_whole_is_never_put_in_place(library_root, mend, written):
+    library_root.tool("""
+case "$*" in *" -C "*) %s; exit 0;; esac
+exec /sbin/ldconfig "$@" """ % {
+        "nothing": ":", "an empty cache": ': > "$2/etc/.ld.so.cache.firstlight"',
+        "half": 'head -c 60 "$2/kept" > "$2/etc/.ld.so.cache.firstlight"'}[written])
+    library_root.path(CACHE).rename(library_root.path("/kept"))
+    before = library_root.snapshot()
+    did = mend()
+    assert did["failed"] is True
+    assert "ldconfig made a cache that is " in did["msg"]
+    assert folders_of_ours(library_root.snapshot(), before) == before
+
+
+def test_a_state_folder_that_cannot_be_made_is_told(library_root, mend, tmp_path):
+    missing(library_root)
+    (tmp_path / "file").write_text("")
+    before = library_root.snapshot()
+    did = mend(root=str(tmp_path / "file"))
+    assert did["failed"] is True
+    assert did["msg"].startswith(str(tmp_path / "file"))
+    assert did["msg"].endswith("Everything is as it was before.")
+    assert library_root.snapshot() == before
+
+
+def test_a_journal_that_cannot_be_read_is_named(library_root, mend, doctor):
+    change = linker_cache.library_path.journal(library_root.state)
+    os.makedirs(os.path.dirname(change.path))
+    with open(change.path, "w", encoding="utf-8") as file:
+        file.write("{")
+    before = library_root.snapshot()
+    assert doctor() == ["repair-half-done"]
+    did = mend()
+    assert did["failed"] is True
+    assert change.path in did["msg"]
+    assert folders_of_ours(library_root.snapshot(), before) == before
+
+
+# Ended in the middle, and two at once: real processes, a real SIGKILL.
+
+
+@contextlib.contextmanager
+def beside(host, params, patch, output=None):
+    """The module in a process of its own; entered when ``patch(ready)`` has called ``ready``."""
+    is_ready = FORK.Event()
+
+    def work():
+        patch(is_ready.set)
+        args = {"root": host.state, **CATALOGS, **params, "_ansible_remote_tmp": host.state}
+        with open(output or os.devnull, "w", encoding="utf-8") as file, \
+                contextlib.redirect_stdout(file), patch_module_args(args):
+            linker_cache.main()
+
+    process = FORK.Process(target=work)
+    process.start()
+    try:
+        assert is_ready.wait(60)
+        yield process
+    finally:
+        process.kill()
+        process.join(30)
+
+
+def stays_before_its_proof(ready):
+    def prove(*_):
+        ready()
+        time.sleep(600)
+
+    linker_cache.prove = prove
+
+
+def killed_before_its_proof(host, params):
+    with beside(host, params, stays_before_its_proof) as process:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(30)
+        assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_repair_that_was_killed_is_put_back_and_done_by_the_next(library_root, mend, doctor,
+                                                                  broken):
+    before = doctor(**broken)
+    killed_before_its_proof(library_root, broken)
+    now = doctor(**broken)
+    assert now == ["repair-half-done"], "it was killed after its change"
+    there = library_root.snapshot()
+    would = mend(check=True, **broken)
+    assert would["changed"] is True
+    assert library_root.snapshot() == there
+    did = mend(**broken)
+    assert (did["changed"], did["recovered"], did["findings"]) == (True, True, [])
+    assert before, did["actions"]
+    assert doctor(**broken) == []
+    again = mend(**broken)
+    assert (again["changed"], again["recovered"]) == (False, False)
+
+
+def test_a_repair_that_was_killed_before_the_cache_leaves_what_is_wrong(library_root, mend,
+                                                                       doctor):
+    def stays_before_the_cache(ready):
+        def build(*_):
+            ready()
+            time.sleep(600)
+
+        linker_cache.build = build
+
+    everything_wrong(library_root)
+    params = place(os.path.join(library_root.outside, "two\nlines"))
+    with beside(library_root, params, stays_before_the_cache) as process:
+        assert doctor(**params) == ["linker-cache-missing"], "one under way is no finding"
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(30)
+    assert "repair-half-done" in doctor(**params)
+    assert "linker-cache-missing" in doctor(**params)
+    did = mend(**params)
+    assert (did["recovered"], did["findings"]) == (True, [])
+    assert did["actions"][0] == "remove the empty folder %s" % CACHE, "it was put back first"
+    assert doctor(**params) == []
+
+
+def test_what_others_made_of_the_cache_since_is_not_put_back(library_root, mend):
+    missing(library_root)
+    killed_before_its_proof(library_root, {})
+    compiled(library_root.path("/usr/lib/libnew.so.1"), "libnew.so.1")
+    library_root.ldconfig()
+    theirs = os.stat(library_root.path(CACHE))
+    content = library_root.path(CACHE).read_bytes()
+    did = mend()
+    assert (did["recovered"], did["findings"], did["actions"]) == (True, [], [])
+    assert os.path.samestat(os.stat(library_root.path(CACHE)), theirs)
+    assert library_root.path(CACHE).read_bytes() == content
+
+
+def test_of_two_repairs_at_once_the_second_finds_nothing_to_do(library_root, tmp_path):
+    missing(library_root)
+    go_on, second_waits = FORK.Event(), FORK.Event()
+
+    def first(ready):
+        build = linker_cache.build
+
+        def held(*how):
+            ready()
+            assert go_on.wait(60)
+            build(*how)
+
+        linker_cache.build = held
+
+    def second(ready):
+        apply = linker_cache.apply
+
+        def told(*how):
+            second_waits.set()
+            return apply(*how)
+
+        linker_cache.apply = told
+        ready()
+
+    with beside(library_root, {}, first, tmp_path / "first") as one, \
+            beside(library_root, {}, second, tmp_path / "second") as two:
+        assert second_waits.wait(60), "it saw what is wrong, and waits for the lock"
+        go_on.set()
+        one.join(60)
+        two.join(60)
+    results = [json.loads((tmp_path / name).read_text()) for name in ("first", "second")]
+    assert [one["changed"] for one in results] == [True, False]
+    assert [one["findings"] for one in results] == [[], []]
+    assert results[1]["actions"] == []
+    assert results[1]["recovered"] is False, "one under way is not half done"
+
+
+def test_who_waits_too_long_is_told_of_the_other(library_root, mend, monkeypatch):
+    missing(library_root)
+    before = library_root.snapshot()
+    folder = os.path.join(library_root.state, "journal")
+    monkeypatch.setattr(linker_cache.library_path, "journal",
+                        lambda root: Transaction(folder, "linker_cache", wait_s=0))
+    with Transaction(folder, "linker_cache"):
+        did = mend()
+    assert did["failed"] is True
+    assert "(pid %d)" % os.getpid() in did["msg"]
+    assert folders_of_ours(library_root.snapshot(), before) == before
