@@ -131,8 +131,8 @@ def test_the_second_run_changes_nothing_and_checks_again(demo, remote_calls):
     status, output = demo.make("demo", remote_calls.environment(demo.clone / "ansible.cfg"))
     assert status == 0, output
     remote_calls.expect(role={
-        "deployment_plan": 2, "toolbelt": 1, "host_health": 1, "inference_endpoint": 4,
-        "endpoint_smoke": 1})
+        "deployment_plan": 2, "linker_cache": 1, "toolbelt": 1, "host_health": 1,
+        "inference_endpoint": 4, "endpoint_smoke": 1})
     assert recap(output)["changed"] == 0
     assert (demo.pids(), demo.file("passport.json").read_bytes()) == before
     assert demo.file("last_check.json").stat().st_mtime_ns > checked
@@ -157,8 +157,8 @@ def playbook(demo, *arguments):
 
 
 @pytest.mark.parametrize("tag", [
-    "preflight", "toolbelt", "host_health", "deployment_plan", "inference_endpoint",
-    "endpoint_smoke", "verify", "host_report"])
+    "preflight", "linker_cache", "toolbelt", "host_health", "host_tuning", "deployment_plan",
+    "inference_endpoint", "endpoint_smoke", "verify", "host_report"])
 def test_each_tag_is_safe_alone(demo, tag):
     status, output = playbook(demo, "site.yml", "--tags", tag)
     assert status == 0, output

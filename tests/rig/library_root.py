@@ -298,7 +298,7 @@ def _can_mount():
 
 @pytest.fixture
 def in_own_mounts(tmp_path):
-    """``run(argv, first="")`` where ``/etc`` is a copy that lasts; ``first``: shell to run before."""
+    """``run(argv, first)`` where ``/etc`` is a copy that lasts; ``first`` is shell to run before."""
     if not _can_mount():
         pytest.skip("this user cannot have mounts of its own here (unshare --mount)")
     shutil.copytree("/etc", tmp_path / "etc", symlinks=True, ignore=shutil.ignore_patterns(

@@ -90,7 +90,7 @@ def call(rc=0, said=""):
 def without_gpu(**changes):
     """A host without a GPU, in order."""
     return {**copy.deepcopy({
-        "root": True, "etc_writable": True, "read_only": False,
+        "root": True, "etc_writable": True, "read_only": False, "without_cache": False,
         "tool": {"state": "ok", "detail": "/sbin/ldconfig"}, "cache": cache(), "listing": call(),
         "rehearsal": call(), "unlisted": [], "gone": [], "links_missing": {},
         "folders": {SYSTEM: "/etc/ld.so.conf.d/x86_64-linux-gnu.conf:4", "/lib": "<builtin>:0"},
@@ -149,6 +149,15 @@ CASES = {
     "a libcuda in a folder that we do not know": (
         without_ldconfig("missing", libraries=[], loaded=loaded({"real": "/opt/x/libcuda.so.1"})),
         ["ldconfig-missing"], ""),
+    "a system without caches, and no GPU": (
+        without_gpu(without_cache=True, listing=None, rehearsal=None, folders={},
+                    cache=cache("missing"), tool={"state": "missing", "detail": "none"}), [], ""),
+    "a system without caches, whose ldconfig knows of none": (
+        seen(library(configured=False, listed=False), without_cache=True, listing=None,
+             rehearsal=None, folders={}, cache=cache("missing"), loaded=loaded(library())), [], ""),
+    "a system without caches, and Triton asks for one": (
+        without_ldconfig("missing", library("/run/opengl-driver/lib"), without_cache=True,
+                         cache=cache("missing"), loaded=loaded()), ["ldconfig-missing"], ""),
     # The tool.
     "no ldconfig": (without_ldconfig("missing"), ["ldconfig-missing"], ""),
     "no ldconfig, and no GPU": (
@@ -289,6 +298,8 @@ CASES = {
     "libcuda.so in another folder that is listed": (
         seen(library(plain="missing"), elsewhere(configured=True, listed=True),
              pythons=[python("3.5.1")]), [], ""),
+    "a Triton that cannot be led anywhere, and no cache": (
+        broken_cache("missing", pythons=[python("2.1.0")]), ["linker-cache-missing"], ""),
     # Who looks.
     "not root": (
         broken_cache("missing", etc_writable=False, root=False),

@@ -12,6 +12,7 @@ import string
 from pathlib import Path
 
 import facts as made
+import library_seen
 import planner
 import yaml
 from hypothesis import settings
@@ -387,3 +388,107 @@ TUNINGS = st.tuples(
     TUNABLE, REMEDIES, st.integers(-1, 2**41),
     st.just(ROOT + "/swapfile") | HOSTILE | HOSTILE.map("/".__add__),
     st.just("") | st.sampled_from(["MAXN", "15W"]) | HOSTILE)
+
+
+# Library paths as the modules host_checks and linker_cache see them, of which nothing need agree
+# with anything; and what the doctor has of a host.
+OUR_LIBRARIES = ROOT + "/libraries"
+LIBRARY_FOLDERS = st.sampled_from([
+    library_seen.SYSTEM, library_seen.NVIDIA, library_seen.STUBS, library_seen.COMPAT,
+    "/opt/the driver", "/opt/a#b", "/opt/a\nb", OUR_LIBRARIES,
+]) | HOSTILE.map(lambda text: "/opt/x" + text.replace("/", "").replace("\0", ""))
+_SAID = HOSTILE.map("it said: ".__add__)
+_VERSIONS = st.sampled_from([None, library_seen.MODULE, "535.104.05"])
+_INITS = st.sampled_from([None, 0, 34, 100, 802, 803, 804, 999])
+_LINK_STATES = st.sampled_from(["ok", "missing", "dangling"])
+_CALLS = st.builds(lambda rc, said: {"rc": rc, "said": said if rc != 0 else ""},
+                   st.sampled_from([0, 0, 1, None, -9]), _SAID)
+_NAMED_LIBRARIES = st.sampled_from(["libcuda.so.1", "libcuda.so", "libfirst.so.1"])
+_LIBRARY_PATHS = st.builds(lambda folder, name: folder + "/" + name, LIBRARY_FOLDERS,
+                           _NAMED_LIBRARIES)
+_LIBRARIES = st.builds(
+    lambda folder, name, version, own, rest: {
+        **rest, "folder": folder, "path": folder + "/" + name, "version": version,
+        "real": "%s/libcuda.so.%s" % (folder if own else "/opt/real" + folder, version or "1.1")},
+    LIBRARY_FOLDERS, st.sampled_from(["libcuda.so.1", "libcuda.so"]), _VERSIONS, st.booleans(),
+    st.fixed_dictionaries({
+        "kind": st.sampled_from(["driver", "driver", "stub", "compat", "foreign", "small"]),
+        "size": st.integers(0, 2**30), "soname": _LINK_STATES, "plain": _LINK_STATES,
+        "others": st.sampled_from([[], [], ["535.104.05"], [library_seen.MODULE]]),
+        "configured": st.booleans(), "listed": st.booleans(), "why": _SAID}))
+_PYTHONS = st.fixed_dictionaries({
+    "path": st.just(library_seen.PYTHON) | _SAID, "python": st.sampled_from(["3.9", "3.12"]),
+    "triton": st.sampled_from([None, "", "2.1.0", "2.2.0", "3.5.1", "3.6.0+git"]) | HOSTILE,
+    "include": _SAID, "headers": st.booleans(), "compiler": st.none() | _SAID,
+    "error": st.just("") | _SAID})
+
+
+@st.composite
+def library_paths(draw):
+    """What was seen of a library path."""
+    libraries = draw(st.lists(_LIBRARIES, max_size=4, unique_by=lambda one: one["folder"]))
+    folders = [one["folder"] for one in libraries]
+    variables = draw(st.lists(st.builds(
+        lambda where, listed: {"where": where, "value": ":".join(listed), "folders": listed},
+        _SAID, st.lists(st.sampled_from([*folders, "", "lib", "/opt/x/"]), max_size=3)),
+        max_size=2))
+    for one in variables:
+        one["starts"] = {folder: draw(_INITS) for folder in folders if folder in one["folders"]}
+    works = draw(st.sampled_from(["ok", "ok", "ok", "missing", "not_executable"]))
+    without_cache = draw(st.sampled_from([False, False, True]))
+    asked = works == "ok" and not without_cache
+    dangling = {path: target for path, target in draw(st.dictionaries(
+        _LIBRARY_PATHS | st.sampled_from([folder + "/libcuda.so.1" for folder in folders]
+                                         or ["/opt/x/libcuda.so"]), _SAID, max_size=3)).items()
+        if not path.endswith("/libfirst.so.1")}
+    for one in libraries:
+        for key, name in (("soname", "/libcuda.so.1"), ("plain", "/libcuda.so")):
+            if one["folder"] + name in dangling:
+                one[key] = "dangling"
+    loaded = draw(st.none() | st.fixed_dictionaries({
+        "path": st.sampled_from([None, "/opt/x/libcuda.so.1", *(one["real"] for one in libraries)]),
+        "init": _INITS, "text": st.just("") | HOSTILE, "nvml": st.sampled_from([None, 0, 18]),
+        "error": _SAID, "hangs": st.booleans()}))
+    return {
+        "root": draw(st.booleans()),
+        "without_cache": without_cache,
+        "etc_writable": draw(st.sampled_from([True, True, False])),
+        "read_only": draw(st.sampled_from([None, False, True])),
+        "tool": {"state": works, "detail": draw(_SAID)},
+        "cache": {"state": draw(st.sampled_from([
+            "ok", "ok", "missing", "empty", "damaged", "directory", "unreadable", "unknown"])),
+            "detail": draw(_SAID), "movable": draw(st.booleans()),
+            "libraries": draw(st.integers(0, 10**4))},
+        "listing": draw(_CALLS) if asked else None,
+        "rehearsal": draw(_CALLS) if asked else None,
+        "folders": draw(st.dictionaries(LIBRARY_FOLDERS, HOSTILE, max_size=3)),
+        "unlisted": draw(st.lists(_LIBRARY_PATHS, max_size=3)),
+        "gone": draw(st.lists(_LIBRARY_PATHS, max_size=3)),
+        "links_missing": draw(st.dictionaries(
+            _LIBRARY_PATHS.filter(lambda path: path not in dangling),
+            st.sampled_from(["libcuda.so." + library_seen.MODULE, "libx.so.1.2"]), max_size=3)),
+        "libraries": libraries,
+        "dangling": [{"path": path, "target": target} for path, target in dangling.items()],
+        "variables": variables, "kernel_module": draw(_VERSIONS | st.just("570.1.2")),
+        "driver_loaded": draw(st.booleans()), "loaded": loaded, "limit_s": 30.0,
+        "pythons": draw(st.lists(_PYTHONS, max_size=2)), "unread": {},
+    }
+
+
+OUR_LIBRARY_FILES = st.fixed_dictionaries({
+    "conf": st.none() | HOSTILE,
+    "companions": st.lists(st.sampled_from(["libcuda.so.1", "libnvidia-ml.so.1"]), unique=True),
+    "shadowed": st.lists(st.just("libz.so.1"), max_size=1), "writable": st.booleans(),
+    "owners": st.dictionaries(_LIBRARY_PATHS, st.just("libcuda1"), max_size=2)})
+HALF_DONE = st.sampled_from(["", "", library_seen.JOURNAL])
+HELPFUL = st.lists(st.sampled_from(
+    ["fabric_manager", "linker_cache", "page_cache", "persistence", "power_mode", "swap"]),
+    unique=True).map(sorted)
+LIBRARY_CHECKS = st.fixed_dictionaries(
+    {"findings": st.lists(FINDINGS, max_size=4), "remedies": HELPFUL})
+REPORTS = st.fixed_dictionaries({
+    "class": st.sampled_from(["nvidia", "jetson", "unified", "cpu"]),
+    "verdict": st.sampled_from(health.VERDICTS),
+    "devices": st.dictionaries(HOSTILE, st.sampled_from(health.VERDICTS), max_size=3),
+    "findings": st.lists(FINDINGS, max_size=4), "remedies": HELPFUL})
+FLEETS = st.dictionaries(HOSTILE, REPORTS, max_size=12)

@@ -52,7 +52,8 @@ class Host:
         if plan:
             plan = dict(plan)
             params["definition"] = definition(
-                self.root, "chat", plan.pop("argv"), plan["hash"], {"PYTHONUNBUFFERED": "1"})
+                self.root, "chat", plan.pop("argv"), plan["hash"],
+                {"PYTHONUNBUFFERED": "1", **plan.get("env", {})})
             params.update(plan=plan, supervisord=self.supervisord, supervisor_config=config())
             if self.oracle:
                 params["oracle"] = self.oracle
@@ -187,6 +188,16 @@ def test_a_real_engine_is_switched_proven_and_kept(host, real, tmp_path):
 
 
 # With an engine that needs no model --------------------------------------------------------
+
+
+def test_the_way_around_the_library_path_reaches_the_engine_and_the_passport(host):
+    port = free_port()
+    around = {"TRITON_LIBCUDA_PATH": os.path.join(host.root, "libraries")}
+    host.switched({**plan(port, fake_engine(port)), "env": around})
+    [pid] = host.pids()
+    given = pathlib.Path("/proc/%d/environ" % pid).read_bytes().split(b"\0")
+    assert ("TRITON_LIBCUDA_PATH=%s/libraries" % host.root).encode() in given
+    assert json.loads(host.passport())["plan"]["env"] == around
 
 
 def test_check_and_diff_tell_and_touch_nothing(host):

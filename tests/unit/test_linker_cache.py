@@ -7,6 +7,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import time
@@ -14,11 +15,11 @@ import time
 import host_checks
 import linker_cache
 import pytest
-from library_root import VERSION, catalogs, compiled
+from ansible.module_utils.testing import patch_module_args
+from library_root import VERSION, catalogs, compiled, module_process, snapshot
 
 from ansible.module_utils.firstlight.planning import library_repair
 from ansible.module_utils.firstlight.transaction import Transaction
-from ansible.module_utils.testing import patch_module_args
 
 FORK = multiprocessing.get_context("fork")
 CONF = library_repair.CONF
@@ -407,7 +408,7 @@ def test_a_host_without_a_gpu_is_mended_too(library_root, mend, doctor):
     assert mend()["changed"] is False
     missing(library_root)
     assert doctor() == ["linker-cache-missing"]
-    did = mend(); print(did.get("msg"))
+    did = mend()
     assert (did["findings"], did["environment"]) == ([], {})
     assert did["seen"]["loaded"] is None
     assert "/usr/lib/libc.so.6" in library_root.listed()
@@ -805,3 +806,124 @@ def test_who_waits_too_long_is_told_of_the_other(library_root, mend, monkeypatch
     assert did["failed"] is True
     assert "(pid %d)" % os.getpid() in did["msg"]
     assert folders_of_ours(library_root.snapshot(), before) == before
+
+
+# As on a host, with its own loader: a process whose mounts nobody else has.
+
+
+class Own:
+    """A host that is this machine, but for what is made in a folder and in a copy of /etc."""
+
+    def __init__(self, run, folder, libraries):
+        self.run, self.folder, self.libraries = run, folder, libraries
+        self.gpu, self.sign = str(folder / "gpu lib"), str(folder / "sign")
+        os.mkdir(self.gpu)
+        self.put("driver", "libcuda.so." + VERSION)
+        os.symlink("libcuda.so." + VERSION, os.path.join(self.gpu, "libcuda.so.1"))
+        open(self.sign, "w", encoding="utf-8").close()
+
+    def put(self, kind, name, folder=""):
+        shutil.copy2(self.libraries / kind, os.path.join(folder or self.gpu, name))
+
+    def mend(self, first=":", before="", **params):
+        params = {"root": str(self.folder / "state"), **CATALOGS, **place(self.gpu), **params}
+        ran = self.run(module_process("linker_cache", params, [self.sign], before,
+                                      remote_tmp=str(self.folder / "tmp")), first)
+        assert ran.stdout.strip(), ran.stderr
+        return json.loads(ran.stdout)
+
+    def listed(self):
+        ran = self.run(["/sbin/ldconfig", "-p"])
+        return ran.stdout if ran.returncode == 0 else ""
+
+
+@pytest.fixture
+def own(in_own_mounts, tmp_path, library_files):
+    host = Own(in_own_mounts, tmp_path, library_files)
+    if "libcuda.so.1" in host.listed():
+        pytest.skip("this machine has a libcuda of its own")
+    ran = in_own_mounts(["/sbin/ldconfig"])
+    assert ran.returncode == 0, ran.stderr
+    return host
+
+
+def test_the_loader_itself_finds_the_driver_afterwards(own):
+    os.rename(own.gpu, own.gpu + "\nof two lines")
+    own.gpu += "\nof two lines"
+    os.unlink(own.run.etc / "ld.so.cache")
+    did = own.mend()
+    assert (did.get("msg"), did["changed"], did["findings"]) == (None, True, [])
+    assert did["environment"] == {}
+    assert did["seen"]["loaded"] == {
+        "path": own.gpu + "/libcuda.so." + VERSION, "init": 0, "text": "", "nvml": None,
+        "error": "", "hangs": False}
+    assert "libcuda.so.1 (" in own.listed()
+    assert own.mend()["changed"] is False
+
+
+def test_the_loader_gets_the_driver_before_a_stub(own, tmp_path):
+    stubs = tmp_path / "toolkit"
+    stubs.mkdir()
+    own.put("stub", "libcuda.so", str(stubs))
+    os.symlink("libcuda.so", stubs / "libcuda.so.1")
+    (own.run.etc / "ld.so.conf.d" / "000_cuda.conf").write_text("%s\n" % stubs)
+    assert own.run(["/sbin/ldconfig"]).returncode == 0
+    did = own.mend()
+    assert (did.get("msg"), did["findings"]) == (None, [])
+    assert did["reasons"][0].startswith("libcuda-stub-first: ")
+    assert did["seen"]["loaded"]["path"] == own.gpu + "/libcuda.so." + VERSION
+
+
+def test_a_library_that_cannot_be_loaded_is_no_repair(own):
+    """It is listed, as it should be, and a program does not get it."""
+    path = os.path.join(own.gpu, "libcuda.so." + VERSION)
+    compiled(path, "libcuda.so.1", "extern int nowhere(void); int cuInit(unsigned flags) "
+             "{ return (int)flags + nowhere(); } int (*kept)(void) = nowhere;")
+    before = snapshot(own.run.etc)
+    did = own.mend()
+    assert did["failed"] is True
+    assert "undefined symbol: nowhere" in did["msg"]
+    assert did["msg"].endswith("Everything is as it was before.")
+    assert snapshot(own.run.etc) == before
+
+
+def test_a_driver_that_does_not_start_is_not_the_matter_of_its_place(own):
+    compiled(os.path.join(own.gpu, "libcuda.so." + VERSION), "libcuda.so.1",
+             "int cuInit(unsigned flags) { return (int)flags + 999; }")
+    did = own.mend()
+    assert (did.get("msg"), did["changed"]) == (None, True)
+    assert [one["id"] for one in did["findings"]] == ["cuda-init-fails"]
+
+
+def test_a_read_only_etc_is_gone_around_and_that_is_proven(own):
+    os.unlink(own.run.etc / "ld.so.cache")
+    read_only = "mount -o remount,bind,ro /etc"
+    did = own.mend(first=read_only)
+    folder = str(own.folder / "state" / "libraries")
+    assert (did.get("msg"), did["changed"]) == (None, True)
+    assert did["environment"] == {"TRITON_LIBCUDA_PATH": folder, "LD_LIBRARY_PATH": folder}
+    assert sorted(one["id"] for one in did["findings"]) == [
+        "libcuda-unlisted", "linker-cache-missing", "root-read-only"]
+    assert did["stops_triton"] == []
+    again = own.mend(first=read_only)
+    assert (again["changed"], again["environment"]) == (False, did["environment"])
+    # Once it can be written, it is mended, and engines need nothing any more.
+    did = own.mend()
+    assert (did["findings"], did["environment"]) == ([], {})
+
+
+def test_a_disk_that_is_really_full_leaves_everything_as_it_was(own):
+    os.unlink(own.run.etc / "ld.so.cache")
+    # A file system with no room but for our small file.
+    full = ('mount -t tmpfs -o size=4M tmpfs /mnt && cp -a /etc/. /mnt/ && '
+            'mount --move /mnt /etc && { dd if=/dev/zero of=/etc/filler bs=4k 2>/dev/null; '
+            'truncate -s -4096 /etc/filler; find /etc > "%s"; }' % (own.folder / "before"))
+    did = own.mend(first=full, before="import atexit, os; atexit.register(os.system, "
+                   "'find /etc > \"%s\"')" % (own.folder / "after"))
+    assert did["failed"] is True
+    assert "No space left on device" in did["msg"]
+    assert did["msg"].endswith("Everything is as it was before.")
+    assert (own.folder / "before").read_text()
+    assert (own.folder / "after").read_text() == (own.folder / "before").read_text()
+    # With room again, it is done.
+    assert own.mend()["findings"] == []

@@ -18,6 +18,7 @@ import tracemalloc
 import facts as made
 import firstlight
 import gguf
+import library_seen
 import numpy as np
 import planner
 import pytest
@@ -40,6 +41,8 @@ from ansible.module_utils.firstlight.planning import (
     judge,
     keep,
     kv,
+    library_path,
+    library_repair,
     memory,
     plan,
     requests,
@@ -68,17 +71,21 @@ PLANNED = (strategies.roomy() | strategies.on_gpus()).map(
 ARGUMENTS = {
     "blocking_findings": st.tuples(st.lists(strategies.FINDINGS, max_size=4)),
     "deployment_plan": strategies.situations(),
+    "doctor_summary": st.tuples(strategies.FLEETS),
+    "doctor_table": st.tuples(strategies.FLEETS),
     "endpoint_findings": st.tuples(
         strategies.ASKED.map(lambda asked: requests.normalise(asked)[0]), strategies.STATES,
         st.fixed_dictionaries({"findings": strategies.MODEL_FINDINGS})),
     "endpoint_requests": st.tuples(strategies.ASKED),
     "engine_command": PLANNED.map(lambda plans: (plans[0],)),
     "findings_text": st.tuples(st.lists(strategies.FINDINGS, max_size=4)),
+    "health_with_checks": st.tuples(strategies.REPORTS, strategies.LIBRARY_CHECKS),
     "host_health": st.tuples(strategies.hosts(), st.just(strategies.HEALTH_CATALOG)),
     "plan_profile": st.tuples(strategies.PROFILES, st.just(strategies.HEALTH_CATALOG),
                               st.none() | strategies.ASKED),
     "plan_table": strategies.situations().map(
         lambda situation: (plan.deployment_plan(*situation), situation[1])),
+    "repair_table": st.tuples(strategies.REPORTS, strategies.REPORTS),
     "select_devices": strategies.hosts().flatmap(lambda facts: st.tuples(
         st.just(facts), strategies.WANTED,
         st.just(health.host_health(facts, strategies.HEALTH_CATALOG)), strategies.HELD)),
@@ -145,6 +152,115 @@ def test_devices_that_are_chosen_are_well_enough_and_a_refusal_is_whole(data):
         assert_whole(one)
     assert all(verdict["devices"].get(one) != "bad" for one in answer["devices"])
     assert answer["refusals"] == [] or answer["devices"] == []
+
+
+# The doctor: whatever was seen is judged, what is mended is ours to mend, and it fits a screen.
+
+
+def judged(seen, half_done):
+    return library_path.problems(seen, library_seen.CHECKS, library_seen.TRITONS, half_done)
+
+
+@settings(max_examples=300)
+@given(seen=strategies.library_paths(), half_done=strategies.HALF_DONE)
+def test_whatever_was_seen_of_a_library_path_is_told_in_whole_findings(seen, half_done):
+    before = repr(seen)
+    told = judged(seen, half_done)
+    assert repr(seen) == before
+    assert judged(copy.deepcopy(seen), half_done) == told
+    rows = {row["id"]: row for row in library_seen.CHECKS}
+    for one in told:
+        assert_whole(one.finding)
+        row = rows[one.finding["id"]]
+        assert one.helps in ("", row["helps"])
+        assert one.stops == row["stops"]
+        assert one.bypass <= row["bypass"]
+    json.dumps([one.finding for one in told])
+    ids = [one.finding["id"] for one in told]
+    assert ids.count("repair-half-done") == bool(half_done)
+    # One cause, not what it looks like elsewhere.
+    for kind in ("linker-cache-", "ldconfig-", "cuda-init-"):
+        assert sum(id_.startswith(kind) for id_ in ids) <= 1
+    assert len({"not-root", "root-read-only"} & {*ids}) <= (not seen["etc_writable"])
+
+
+@settings(max_examples=300)
+@given(seen=strategies.library_paths(), half_done=strategies.HALF_DONE,
+       ours=strategies.OUR_LIBRARY_FILES)
+def test_a_repair_touches_only_what_was_seen_and_links_nothing_but_a_driver_s(
+        seen, half_done, ours):
+    told, ours = judged(seen, half_done), library_repair.Ours(**ours)
+    before = repr(seen)
+    done = library_repair.repair(seen, told, ours, strategies.OUR_LIBRARIES)
+    assert library_repair.repair(seen, told, ours, strategies.OUR_LIBRARIES) == done
+    assert repr(seen) == before
+    json.dumps(done)
+    drivers = {one["folder"]: one for one in seen["libraries"] if one["kind"] == "driver"}
+    others = {one[key] for one in seen["libraries"] if one["kind"] != "driver"
+              for key in ("path", "real")}
+    for path, target in done.links.items():
+        folder, name = os.path.split(path)
+        assert path in seen["links_missing"] or folder in drivers
+        assert path not in others or folder in drivers
+        assert os.path.join(folder, target) not in others
+        assert target != name
+        assert path not in ours.owners or path not in {one["path"] for one in seen["dangling"]}
+    for name, target in (done.private or {}).items():
+        assert "/" not in name
+        assert target not in others
+        assert os.path.dirname(target) in drivers or target in {
+            one["real"] for one in drivers.values()}
+        assert os.path.dirname(target) != strategies.OUR_LIBRARIES or target in {
+            one["real"] for one in drivers.values()}
+    if done.conf != ours.conf:
+        heading, place, end = done.conf.split("\n")
+        assert heading.startswith("#")
+        assert end == ""
+        assert place in {*drivers, strategies.OUR_LIBRARIES}
+        assert library_repair.SPELLABLE.fullmatch(place)
+        done.conf.encode()
+    if not seen["etc_writable"] or seen["tool"]["state"] != "ok" or seen["without_cache"]:
+        assert (done.conf, done.links, done.cache, done.clear) == (ours.conf, {}, False, False)
+    assert not done.clear or (done.cache and seen["cache"]["movable"])
+    assert bool(done.links or done.conf != ours.conf) <= done.cache
+
+
+@settings(max_examples=300)
+@given(seen=strategies.library_paths(), half_done=strategies.HALF_DONE)
+def test_engines_are_led_around_what_stops_them_and_cannot_be_mended_and_nothing_else(
+        seen, half_done):
+    told = judged(seen, half_done)
+    mended = library_repair.mendable(seen, told)
+    around = library_repair.environment(seen, told, strategies.OUR_LIBRARIES)
+    stopped = [one for one in told if one.stops and one.bypass and one not in mended]
+    assert bool(around) == bool(stopped and library_path.chosen(seen))
+    assert set(around.values()) <= {strategies.OUR_LIBRARIES}
+    assert set(around) <= {"TRITON_LIBCUDA_PATH", "LD_LIBRARY_PATH"}
+
+
+@given(strategies.REPORTS, strategies.LIBRARY_CHECKS)
+def test_the_library_path_takes_nothing_from_the_health_and_no_gpu(before, checks):
+    after = FILTERS["health_with_checks"](before, checks)
+    assert after["devices"] == before["devices"]
+    assert after["findings"][:len(before["findings"])] == before["findings"]
+    assert {one["id"] for one in after["findings"]} == {
+        one["id"] for one in before["findings"] + checks["findings"]}
+    verdicts = health.VERDICTS.index
+    assert verdicts(after["verdict"]) >= verdicts(before["verdict"])
+    assert after["verdict"] != "bad" or before["verdict"] == "bad"
+    assert set(after["remedies"]) == {*before["remedies"], *checks["remedies"]}
+
+
+@given(strategies.FLEETS)
+def test_the_summary_of_any_fleet_fits_a_screen_and_moves_no_cursor(reports):
+    told = FILTERS["doctor_summary"](reports)
+    assert bool(told) == any(one["verdict"] != "ok" for one in reports.values())
+    lines = told.split("\n")
+    assert len(lines) <= 24
+    assert all(len(line) <= 100 and (line.isprintable() or not line) for line in lines)
+    table = FILTERS["doctor_table"](reports).split("\n")
+    assert len(table) == len(reports) + 1
+    assert all(line.isprintable() for line in table)
 
 
 # Requests: whatever the user wrote is either taken or answered.

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from ansible.module_utils.firstlight import runner
 from ansible.module_utils.firstlight.runner import Ran, run
 
 
@@ -127,3 +128,34 @@ def test_output_that_is_no_text_is_still_an_answer():
 def test_a_complaint_takes_what_there_is():
     assert Ran(["t"], 1, "on stdout\n", " \n", "").complaint() == "t (exit 1): on stdout"
     assert Ran(["t"], 1, "", "", "").complaint() == "t (exit 1): nothing"
+
+
+def test_a_tool_that_does_not_end_leaves_no_pipe_open():
+    before = set(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert python("import time; time.sleep(600)", timeout_s=0.3).rc is None
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_tool_that_cannot_be_ended_is_not_waited_for(monkeypatch):
+    """As one in the kernel that waits for a driver: SIGKILL reaches it when the driver lets it."""
+    monkeypatch.setattr(runner, "SECONDS_TO_DIE", 0.1)
+    killed = []
+    monkeypatch.setattr(runner.os, "killpg", lambda *how: killed.append(how))
+    ran = python("import time; print('x', flush=True); time.sleep(600)", timeout_s=0.5)
+    (pid, number), = killed
+    assert number == signal.SIGKILL
+    assert (ran.rc, ran.error) == (None, "no answer within 0.5 s")
+    assert pathlib.Path("/proc/%d" % pid).exists(), "it lives on, and the run has gone on"
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(str(pid))
+
+
+def test_a_tool_that_has_ended_by_itself_at_the_limit_is_no_failure(monkeypatch):
+    def gone(*_):
+        kill(*_)
+        raise ProcessLookupError
+
+    kill = os.killpg
+    monkeypatch.setattr(runner.os, "killpg", gone)
+    assert python("import time; time.sleep(600)", timeout_s=0.3).error == "no answer within 0.3 s"

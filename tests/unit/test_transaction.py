@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ansible.module_utils.firstlight import paths
 from ansible.module_utils.firstlight.transaction import Busy, RollbackFailed, Transaction
 
 FORK = multiprocessing.get_context("fork")
@@ -380,3 +381,218 @@ def test_the_journal_is_on_disk_before_the_file_changes(journal, tmp_path):
         changing.snapshot(str(file))
         entries = json.loads((journal / "one.json").read_text())["entries"]
         assert [entry["path"] for entry in entries] == [str(file)]
+
+
+# Files that others write too: what is put back is what we made of them, and nothing else.
+
+
+def made(journal, tmp_path, kind):
+    """A change of each kind, begun; ``path`` is what it changed."""
+    path = tmp_path / "path"
+    begun = change(journal)
+    begun.__enter__()
+    if kind == "write":
+        begun.write(str(path), b"new", 0o600)
+    elif kind == "take":
+        (tmp_path / "aside").write_bytes(b"new")
+        begun.take(str(path), str(tmp_path / "aside"))
+    elif kind == "link":
+        begun.link(str(path), "new")
+    else:
+        begun.remove(str(path))
+    return begun, path
+
+
+AFTER = {"write": (b"new", 0o600), "take": (b"new", 0o644), "link": "new", "remove": None}
+
+
+def before_it(path, before):
+    if before == "file":
+        path.write_bytes(b"old")
+        path.chmod(0o640)
+    elif before == "link":
+        path.symlink_to("old")
+    elif before == "folder":
+        path.mkdir(mode=0o711)
+
+
+def as_it_is(path):
+    if path.is_dir() and not path.is_symlink():
+        return ("folder", stat.S_IMODE(path.stat().st_mode))
+    return tree(path.parent).get(path.name)
+
+
+@pytest.mark.parametrize("ends", ["kept", "failed", "killed"])
+@pytest.mark.parametrize("before", ["file", "link", "absent"])
+@pytest.mark.parametrize("kind", AFTER)
+def test_each_kind_of_change_is_kept_or_put_back(journal, tmp_path, kind, before, ends):
+    before_it(tmp_path / "path", before)
+    was = as_it_is(tmp_path / "path")
+    begun, path = made(journal, tmp_path, kind)
+    assert as_it_is(path) == AFTER[kind]
+    if ends == "kept":
+        begun.__exit__(None, None, None)
+        assert as_it_is(path) == AFTER[kind]
+    elif ends == "failed":
+        begun.__exit__(Failed, Failed("scripted"), None)
+        assert as_it_is(path) == was
+    else:
+        begun._lock.__exit__()
+        with change(journal) as next_run:
+            assert next_run.recovered
+        assert as_it_is(path) == was
+    assert sorted(os.listdir(journal)) == ["one.lock"]
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".new")]
+
+
+@pytest.mark.parametrize("theirs", ["file", "link", "absent", "folder", "mode"])
+@pytest.mark.parametrize("kind", AFTER)
+def test_what_others_made_of_it_since_is_theirs(journal, tmp_path, kind, theirs):
+    before_it(tmp_path / "path", "file")
+    begun, path = made(journal, tmp_path, kind)
+    begun._lock.__exit__()
+    if theirs == "mode" and isinstance(AFTER[kind], tuple):
+        path.chmod(0o604)
+    else:
+        if os.path.lexists(path):
+            path.unlink()
+        if theirs == "file":
+            path.write_bytes(b"theirs")
+        elif theirs == "link":
+            path.symlink_to("theirs")
+        elif theirs == "folder":
+            (path / "inside").mkdir(parents=True)
+    now = as_it_is(path)
+    with change(journal) as next_run:
+        assert next_run.recovered
+    if now == AFTER[kind]:
+        assert as_it_is(path) == (b"old", 0o640), "that is no change of theirs"
+    else:
+        assert as_it_is(path) == now
+
+
+def test_a_file_that_is_only_remembered_comes_back_whatever_others_made_of_it(journal, tmp_path):
+    path = tmp_path / "path"
+    path.write_bytes(b"old")
+    begun = change(journal)
+    begun.__enter__()
+    begun.snapshot(str(path))
+    begun._lock.__exit__()
+    path.write_bytes(b"theirs")
+    with change(journal):
+        assert path.read_bytes() == b"old"
+
+
+def test_an_empty_folder_can_be_replaced_and_comes_back(journal, tmp_path):
+    path = tmp_path / "path"
+    before_it(path, "folder")
+    with pytest.raises(Failed), change(journal) as failing:
+        failing.remove(str(path))
+        assert not path.exists()
+        failing.write(str(path), b"new")
+        raise Failed
+    assert as_it_is(path) == ("folder", 0o711)
+
+
+@pytest.mark.parametrize("how", ["write", "take"])
+def test_a_folder_comes_back_where_its_place_was_not_taken_any_more(journal, tmp_path, monkeypatch,
+                                                                   how):
+    """The second step of two on one path fails: what the first made is ours still."""
+    path = tmp_path / "path"
+    before_it(path, "folder")
+    (tmp_path / "aside").write_bytes(b"new")
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device", str(path))
+
+    with pytest.raises(OSError, match="No space"), change(journal) as failing:
+        failing.remove(str(path))
+        if how == "write":
+            # The journal is written as files are: it has its place on another disk.
+            write = paths.write
+            monkeypatch.setattr(paths, "write", lambda to, *more, **how: (
+                no_space() if to == str(path) else write(to, *more, **how)))
+            failing.write(str(path), b"new")
+        else:
+            monkeypatch.setattr(os, "rename", lambda source, to: (
+                no_space() if to == str(path) else os.replace(source, to)))
+            failing.take(str(path), str(tmp_path / "aside"))
+    monkeypatch.undo()
+    assert as_it_is(path) == ("folder", 0o711)
+
+
+def test_a_folder_with_something_in_it_is_not_removed(journal, tmp_path):
+    path = tmp_path / "path"
+    path.mkdir()
+    (path / "inside").write_text("kept")
+    with pytest.raises(OSError, match="path is neither"), change(journal) as failing:
+        failing.remove(str(path))
+    assert (path / "inside").read_text() == "kept"
+
+
+def test_what_is_not_there_is_removed_without_a_word(journal, tmp_path):
+    with change(journal) as removing:
+        removing.remove(str(tmp_path / "nowhere"))
+
+
+def test_what_is_to_be_taken_has_to_be_there(journal, tmp_path):
+    path = tmp_path / "path"
+    path.write_bytes(b"old")
+    with pytest.raises(FileNotFoundError, match="aside"), change(journal) as failing:
+        failing.take(str(path), str(tmp_path / "aside"))
+    assert path.read_bytes() == b"old"
+
+
+def test_a_link_is_made_in_a_folder_that_is_made_for_it(journal, tmp_path):
+    link = tmp_path / "new" / "link"
+    with change(journal) as linking:
+        linking.link(str(link), "somewhere")
+    assert os.readlink(link) == "somewhere"
+    # What an earlier run left beside it does no harm.
+    (tmp_path / "new" / ".link.new").symlink_to("left")
+    with change(journal) as linking:
+        linking.link(str(link), "elsewhere")
+    assert os.readlink(link) == "elsewhere"
+    assert os.listdir(tmp_path / "new") == ["link"]
+
+
+def test_only_the_mode_changed_and_comes_back(journal, tmp_path):
+    path = tmp_path / "path"
+    path.write_bytes(b"same")
+    path.chmod(0o600)
+    with pytest.raises(Failed), change(journal) as failing:
+        failing.write(str(path), b"same", 0o644)
+        raise Failed
+    assert as_it_is(path) == (b"same", 0o600)
+
+
+def test_what_is_as_it_was_takes_no_space(journal, tmp_path, monkeypatch):
+    """A disk that is full is no reason for a restore to fail."""
+    path = tmp_path / "path"
+    path.write_bytes(b"old")
+    write = paths.write
+
+    def no_space(to, *more, **how):
+        if to == str(path):
+            raise OSError(28, "No space left on device", to)
+        write(to, *more, **how)
+
+    monkeypatch.setattr(paths, "write", no_space)
+    with pytest.raises(OSError, match="No space left"), change(journal) as failing:
+        failing.write(str(path), b"new")
+    assert path.read_bytes() == b"old"
+    assert not change(journal).half_done
+
+
+def test_a_change_under_way_is_told_from_one_that_was_ended(journal, tmp_path):
+    one = change(journal)
+    assert (one.path, one.half_done) == (str(journal / "one.json"), False)
+    assert not journal.exists(), "asking makes nothing"
+    with other_process(changes_and_stays, journal, tmp_path / "file") as process:
+        assert (one.half_done, one.under_way) == (True, True)
+        process.kill()
+        process.join(30)
+        assert (one.half_done, one.under_way) == (True, False)
+    with change(journal):
+        assert (one.half_done, one.under_way) == (False, True)
+    assert (one.half_done, one.under_way) == (False, False)

@@ -29,7 +29,7 @@ else:
     with open("/proc/self/maps", errors="surrogateescape") as maps:
         # The kernel writes a line break in a name so.
         paths = [line.split(None, 5)[5].rstrip("\n").replace("\\012", "\n")
-                 for line in maps if "libcuda" in line]
+                 for line in maps if "libcuda" in line.rpartition("/")[2]]
     said["path"] = paths[0] if paths else None
     if sys.argv[2] == "init":
         said["init"] = cuda.cuInit(0)

@@ -23,7 +23,7 @@ NEW_HEADER = struct.Struct("=20sIIB3xI12x")
 NEW_ENTRY = struct.Struct("=iIIIQ")
 OLD_MAGIC = b"ld.so-1.7.0\0"
 OLD_HEADER = struct.Struct("=12sI")
-OLD_ENTRY_BYTES = 12
+OLD_ENTRY = struct.Struct("=iII")
 # Since glibc 2.33.
 EXTENSION_MAGIC = 0xEAA42174
 EXTENSION = struct.Struct("=II")
@@ -100,13 +100,20 @@ def of_content(content: bytes) -> Tuple[str, str]:
     start, listed = 0, 0
     if content.startswith(OLD_MAGIC) and len(content) >= OLD_HEADER.size:
         listed = OLD_HEADER.unpack_from(content)[1]
-        start = (OLD_HEADER.size + listed * OLD_ENTRY_BYTES + 7) & ~7
+        start = (OLD_HEADER.size + listed * OLD_ENTRY.size + 7) & ~7
     if content[start:start + len(NEW_MAGIC)] == NEW_MAGIC:
         return _of_new(content, start)
     if not start:
         return "damaged", "it does not begin as a cache does"
-    if len(content) < OLD_HEADER.size + listed * OLD_ENTRY_BYTES:
+    end = OLD_HEADER.size + listed * OLD_ENTRY.size
+    if len(content) < end:
         return "damaged", "it ends within its %d entries" % listed
+    # Texts are counted from the end of the entries.
+    texts = content[end:]
+    if listed and not texts.endswith(b"\0") or any(
+            max(key, value) >= len(texts)
+            for _, key, value in OLD_ENTRY.iter_unpack(content[OLD_HEADER.size:end])):
+        return "damaged", "an entry leads out of it"
     return ("ok", "%d libraries" % listed) if listed else ("empty", "no libraries")
 
 
@@ -195,7 +202,7 @@ def configured(text: str) -> Configured:
         if library and here is not None:
             name, file = library.groups()
             # A soname is what the library's maker wrote there: one with a way in it is no name.
-            if "/" not in name and name not in (".", ".."):
+            if "/" not in name + file and name not in (".", ".."):
                 entries[here, name] = file
             continue
         folder = FOLDER.match(line)

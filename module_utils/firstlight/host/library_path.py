@@ -43,7 +43,8 @@ def observe(reader: Reader, wanted: Wanted, environment: Mapping[str, str],
     :param environment: of the process that looks, whose loader is asked.
     :param start_cuda: whether ``cuInit`` is called, last and in a process of its own.
     :returns: ``root``, ``etc_writable`` and ``read_only``; ``tool``, ``cache`` and ``listing``
-        with their states; ``unlisted`` and ``gone``: paths; ``folders``: those that are
+        with their states; ``without_cache``: whether it is a system that has none by design;
+        ``unlisted`` and ``gone``: paths; ``folders``: those that are
         configured; ``links_missing``: links that ldconfig would make, with their targets;
         ``libraries``, ``dangling``; ``variables``: where ``LD_LIBRARY_PATH`` is set, to what, and
         how CUDA starts with its libcuda for compatibility; ``kernel_module``,
@@ -86,11 +87,12 @@ def _cache(reader: Reader) -> Seen:
     found = ldconfig.cache(reader)
     seen: Seen = {
         "tool": {"state": state, "detail": detail},
+        "without_cache": not _has_caches(reader, state),
         "cache": dict(found._asdict(), libraries=0),
         "listing": None, "rehearsal": None, "folders": {}, "unlisted": [], "gone": [],
         "links_missing": {}, "entries": set(),
     }
-    if state != "ok":
+    if state != "ok" or seen["without_cache"]:
         return seen
     listing, rehearsal = ldconfig.listing(reader), ldconfig.rehearsal(reader)
     seen["listing"], seen["rehearsal"] = ldconfig.as_data(listing), ldconfig.as_data(rehearsal)
@@ -112,6 +114,16 @@ def _cache(reader: Reader) -> Seen:
             path: file for path, file in missing.items()
             if ldconfig.is_library(reader, os.path.dirname(path), file)}
     return seen
+
+
+def _has_caches(reader: Reader, tool: str) -> bool:
+    """Whether it is a system with a linker cache: NixOS has none, and musl knows of none."""
+    try:
+        glibc = bool(os.confstr("CS_GNU_LIBC_VERSION"))
+    except (OSError, ValueError):
+        glibc = False
+    return glibc and (tool != "missing" or any(
+        reader.exists(one) for one in (ldconfig.CACHE, "/etc/ld.so.conf", ldconfig.CONFIGURED)))
 
 
 def _libraries(reader: Reader, wanted: Wanted, folders: Mapping[str, str], there: Set[Entry],

@@ -58,6 +58,10 @@ def problems(seen: Seen, rows: Iterable[Row], tritons: Iterable[Row],
     :param half_done: the journal of a repair that was ended in the middle, or nothing.
     """
     by_id = {row["id"]: row for row in rows}
+    tritons = list(tritons)
+    # An engine whose Triton knows no variable cannot be led around anything.
+    deaf = [one for one in seen["pythons"] if one["triton"]
+            and not (triton_row(one["triton"], tritons) or {"variable": "?"})["variable"]]
     found: List[_Found] = []
     if half_done:
         found.append(_Found("repair-half-done", {"journal": half_done}, half_done))
@@ -66,8 +70,10 @@ def problems(seen: Seen, rows: Iterable[Row], tritons: Iterable[Row],
     broken = bool(found) and found[-1].id in {*TOOL.values(), *CACHE.values(), "ldconfig-fails"}
     found += _of_libcuda(seen, broken)
     found += _of_variables(seen)
-    found += _of_triton(seen, list(tritons))
+    found += _of_triton(seen, tritons)
     told = [_problem(one, by_id[one.id]) for one in found]
+    if deaf:
+        told = [one._replace(bypass=False) for one in told]
     if any(one.helps and one.finding["needs_root"] for one in told) and not seen["etc_writable"]:
         which = "root-read-only" if seen["read_only"] else "not-root"
         told.append(_problem(_Found(which, {}, "access(/etc)", False), by_id[which]))
@@ -105,6 +111,8 @@ def _problem(one: _Found, row: Row) -> Problem:
 
 def _of_tool(seen: Seen) -> Iterator[_Found]:
     state = seen["tool"]["state"]
+    if seen["without_cache"] and (state == "ok" or not seen["driver_loaded"]):
+        return
     if state in TOOL:
         yield _Found(TOOL[state], {"said": seen["tool"]["detail"]}, seen["tool"]["detail"])
         return
@@ -119,6 +127,8 @@ def _of_tool(seen: Seen) -> Iterator[_Found]:
 
 def _of_cache(seen: Seen) -> Iterator[_Found]:
     cache = seen["cache"]
+    if seen["without_cache"]:
+        return
     words = {"cache": cache["detail"], "full": ""}
     if cache["state"] in CACHE:
         movable = cache["state"] != "directory" or cache["movable"]

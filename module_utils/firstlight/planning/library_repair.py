@@ -15,8 +15,10 @@ CONF = "/etc/ld.so.conf.d/0-0000-firstlight.conf"
 comes before a stub or a library for compatibility; CUDA's own files begin with ``000``."""
 HEADING = "# Written by Firstlight: where the NVIDIA driver's libraries are.\n"
 ORDER_MATTERS = ("libcuda-unlisted", "libcuda-stub-first", "cuda-compat-shadows")
-# ld.so.conf has no quotes. A space may be in a name; what means something in that file may not.
-SPELLABLE = re.compile(r"/[^\s#=,:;*?\[\]\\]+( [^\s#=,:;*?\[\]\\]+)*")
+# ld.so.conf has no quotes. A space may be in a name; what means something in that file may not, nor
+# what is no text.
+_WORD = r"[^\s\x00-\x1f\x7f\ud800-\udfff#=,:;*?\[\]\\]+"
+SPELLABLE = re.compile("/%s( %s)*" % (_WORD, _WORD))
 VARIABLE = "TRITON_LIBCUDA_PATH"
 
 
@@ -102,7 +104,7 @@ def mendable(seen: Seen, told: Sequence[Problem]) -> List[Problem]:
     # A folder that is not ours to remove leaves no place for a cache.
     taken = seen["cache"]["state"] == "directory" and not seen["cache"]["movable"]
     fails = any(one.finding["id"] == "ldconfig-fails" for one in told)
-    works = seen["tool"]["state"] == "ok" and not fails
+    works = seen["tool"]["state"] == "ok" and not fails and not seen["without_cache"]
     may_write = seen["etc_writable"] and works and not taken
     return [one for one in told if one.helps == REMEDY] if may_write else []
 
@@ -128,7 +130,8 @@ def _links(seen: Seen, driver: Optional[Dict[str, Any]], ids: Sequence[str],
            ours: Ours) -> Tuple[Dict[str, str], List[str]]:
     """Links that ldconfig would make, those that lead nowhere, and the one to link with."""
     links = {path: target for path, target in seen["links_missing"].items()
-             if not is_of(path, seen, "stub", "compat", "foreign")}
+             if not any(is_of(one, seen, "stub", "compat", "foreign") for one in (
+                 path, os.path.join(os.path.dirname(path), target)))}
     links.update((path, target) for path in unlinked(seen)
                  for target in [_target(seen, path, links)] if target)
     left = []
