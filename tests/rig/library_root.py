@@ -2,11 +2,11 @@
 """Hosts with libraries: a root file system of a few real ones, on which the real ldconfig works.
 
 ``library_root`` is such a host, whole: libc, a driver's libcuda in a configured folder, a cache.
-``changed`` on it is what the modules see: their root is it, and a process that loads a library by
-its name gets what the loader of that host would give it, and really runs it.
+The modules take it for theirs, and a process that loads a library by its name gets what the loader
+of that host would give it, and really runs it.
 
-``ON_THE_HOST`` is for what only a real root shows; ``in_own_mounts`` gives a process one, of which
-nothing outlives it: ``/etc`` is a copy.
+``in_own_mounts`` is for what only the real loader shows: a process on this machine whose ``/etc``
+is a small copy.
 """
 
 from __future__ import annotations
@@ -249,38 +249,31 @@ def library_root(library_files, tmp_path, monkeypatch):
 
 # A module run as on the host itself. What it is run with is given as JSON.
 CHILD = r"""
-import json, os, pathlib, sys
+import importlib, json, sys
 told = json.loads(sys.argv[1])
 sys.path[:0] = told["path"]
 import ansible.module_utils
 ansible.module_utils.__path__.append(told["utils"])
 from ansible.module_utils.firstlight.host import library_path
 from ansible.module_utils.testing import patch_module_args
-import importlib
 library_path.SIGNS = tuple(told["signs"])
 module = importlib.import_module(told["module"])
 module.OWNERS = ()
-for name, value in told["set"].items():
-    setattr(module, name, value)
-exec(told["before"], {"module": module})
+exec(told["before"])
 with patch_module_args(told["args"]):
     module.main()
 """
 
 
-def module_process(module, params, signs=(), before="", env=None, check=False, diff=False,
-                   remote_tmp="/tmp/remote-tmp", **set_):
-    """The command and environment of a process that runs a module.
+def module_process(module, params, remote_tmp, signs=(), before=""):
+    """The command of a process that runs a module.
 
     :param signs: files that say that a driver is loaded.
-    :param before: Python to run first; it has ``module``.
-    :param set_: constants of the module.
+    :param before: Python to run first.
     """
     told = {"path": [str(REPOSITORY / "library"), *[one for one in sys.path if one]],
             "utils": str(REPOSITORY / "module_utils"), "module": module, "signs": list(signs),
-            "before": before, "set": set_,
-            "args": dict(params, _ansible_check_mode=check, _ansible_diff=diff,
-                         _ansible_remote_tmp=remote_tmp)}
+            "before": before, "args": dict(params, _ansible_remote_tmp=remote_tmp)}
     return [sys.executable, "-c", CHILD, json.dumps(told)]
 
 
@@ -298,17 +291,19 @@ def _can_mount():
 
 @pytest.fixture
 def in_own_mounts(tmp_path):
-    """``run(argv, first)`` where ``/etc`` is a copy that lasts; ``first`` is shell to run before."""
+    """``run(argv, first)`` where ``/etc`` is of its own; ``first`` is shell to run before."""
     if not _can_mount():
         pytest.skip("this user cannot have mounts of its own here (unshare --mount)")
-    shutil.copytree("/etc", tmp_path / "etc", symlinks=True, ignore=shutil.ignore_patterns(
-        "shadow*", "gshadow*", "ssl", "ssh", "alternatives"), ignore_dangling_symlinks=True)
+    etc = tmp_path / "etc"
+    shutil.copytree("/etc/ld.so.conf.d", etc / "ld.so.conf.d")
+    for name in ("ld.so.conf", "passwd", "group", "nsswitch.conf"):
+        shutil.copy2("/etc/" + name, etc / name)
     (tmp_path / "empty").mkdir()
 
-    def run(argv, first=":", env=None):
+    def run(argv, first=":"):
         return subprocess.run(
             [*UNSHARE, "sh", "-c", MOUNTS, str(tmp_path), first, *argv], capture_output=True,
-            text=True, timeout=120, env=dict(os.environ, **(env or {})))
+            text=True, timeout=120)
 
-    run.etc = tmp_path / "etc"
+    run.etc = etc
     return run

@@ -158,7 +158,8 @@ def test_listing_and_rehearsal_of_the_real_tool_agree(library_root):
     assert listing == set(would.entries) == {
         ("/usr/lib", "libc.so.6"), ("/usr/lib", "libother.so.1"), ("/usr/lib/gpu", "libcuda.so.1")}
     assert would.entries["/usr/lib", "libother.so.1"] == "libother.so.1.0"
-    assert would.folders["/usr/lib/gpu"] == "/etc/ld.so.conf.d/gpu.conf:1"
+    # Without root it cannot change its root, and names the file as it is from outside.
+    assert would.folders["/usr/lib/gpu"].endswith("/etc/ld.so.conf.d/gpu.conf:1")
     assert ldconfig.compare(reader, listing, would) == ([], [])
 
 

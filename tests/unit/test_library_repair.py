@@ -349,7 +349,8 @@ def test_who_cannot_write_changes_nothing_but_the_folder_of_links(name):
 
 @pytest.mark.parametrize("name, loads", [
     ("the cache is missing", True), ("no ldconfig", True), ("ldconfig of the mode 0644", True),
-    ("a system without caches, and Triton asks for one", False), ("ldconfig fails", True), ("a library is not listed", True),
+    ("ldconfig fails", True), ("a library is not listed", True),
+    ("a system without caches, and Triton asks for one", False),
     ("no libcuda.so for an older Triton", True), ("the driver is where nobody looks", False),
     ("the stub is first", False), ("compatibility that the card does not have", False),
     ("the link leads nowhere", False)])

@@ -825,10 +825,10 @@ class Own:
     def put(self, kind, name, folder=""):
         shutil.copy2(self.libraries / kind, os.path.join(folder or self.gpu, name))
 
-    def mend(self, first=":", before="", **params):
-        params = {"root": str(self.folder / "state"), **CATALOGS, **place(self.gpu), **params}
-        ran = self.run(module_process("linker_cache", params, [self.sign], before,
-                                      remote_tmp=str(self.folder / "tmp")), first)
+    def mend(self, first=":", before=""):
+        params = {"root": str(self.folder / "state"), **CATALOGS, **place(self.gpu)}
+        ran = self.run(module_process("linker_cache", params, str(self.folder / "tmp"),
+                                      [self.sign], before), first)
         assert ran.stdout.strip(), ran.stderr
         return json.loads(ran.stdout)
 
