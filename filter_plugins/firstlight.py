@@ -42,6 +42,7 @@ class FilterModule:
         return {
             "blocking_findings": findings.blocking,
             "deployment_plan": plan.deployment_plan,
+            "doctor_reports": doctor.doctor_reports,
             "doctor_summary": doctor.doctor_summary,
             "doctor_table": doctor.doctor_table,
             "endpoint_findings": judge.against_host,

@@ -85,11 +85,23 @@ environment:
   returned: always
   type: dict
   sample: {TRITON_LIBCUDA_PATH: /var/lib/firstlight/libraries}
-stops_triton:
-  description: Findings with which Triton does not work on this host, in that environment either.
+blocks:
+  description:
+    - What does not work on this host, in that environment either, and what no repair here would
+      mend.
   returned: always
   type: list
   elements: dict
+  contains:
+    stops:
+      description: C(cuda), C(triton) or C(both).
+      type: str
+    python:
+      description: The Python that is concerned; empty where all programs are.
+      type: str
+    finding:
+      description: The finding.
+      type: dict
 seen:
   description: What was read, for whoever wants to know more.
   returned: always
@@ -145,9 +157,10 @@ def main():
     started = time.monotonic()
     reader, root = Reader(SYSTEM_ROOT), paths.root(module.params["root"])
     looked = library_path.look(reader, module.params, os.environ)
+    told = library_path.told(looked, library_path.environment_now(reader, looked, root))
     module.exit_json(
         changed=False,
-        **library_path.told(looked, library_path.environment_now(reader, looked, root)),
+        **library_path.printable(told),
         elapsed_s=round(time.monotonic() - started, 4),
     )
 

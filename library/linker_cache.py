@@ -108,27 +108,36 @@ environment:
   returned: always
   type: dict
   sample: {TRITON_LIBCUDA_PATH: /var/lib/firstlight/libraries}
-stops_triton:
+blocks:
   description:
-    - Findings with which Triton does not work on this host, in that environment either.
+    - What does not work on this host, in that environment either, and what no repair here would
+      mend.
   returned: always
   type: list
   elements: dict
+  contains:
+    stops:
+      description: C(cuda), C(triton) or C(both).
+      type: str
+    python:
+      description: The Python that is concerned; empty where all programs are.
+      type: str
+    finding:
+      description: The finding.
+      type: dict
 recovered:
   description: Whether an earlier repair was found half done and put back first.
   returned: always
   type: bool
-root:
-  description: C(firstlight_root), in one spelling.
-  returned: always
-  type: str
 """
 
+import contextlib
 import os
+import shutil
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import library_path, paths
+from ansible.module_utils.firstlight import findings, library_path, paths
 from ansible.module_utils.firstlight.host import cuda_probe, driver_libraries, ldconfig
 from ansible.module_utils.firstlight.host.reading import Reader
 from ansible.module_utils.firstlight.planning import library_path as judge
@@ -138,9 +147,9 @@ from ansible.module_utils.firstlight.transaction import Busy, RollbackFailed
 
 SYSTEM_ROOT = "/"
 ASIDE = "/etc/.ld.so.cache.firstlight"
-# Each asks which package owns a path, and prints its name at the start of the line.
-OWNERS = (["dpkg-query", "--search"], ["rpm", "--query", "--file", "--queryformat", "%{NAME}: "])
 NAMED = 20
+TRITON = ("triton", "both")
+"""What no repair may bring; that CUDA itself does not start may come to light by one."""
 
 
 class NotMended(Exception):
@@ -163,19 +172,18 @@ class Host:
 
     def ours(self, seen):
         """What else decides how the driver's folder can be named."""
-        conf = paths.read(self.reader.path(library_repair.CONF))
+        conf = paths.read(self.reader.path(ldconfig.CONF))
         driver = judge.chosen(seen)
         beside = driver["folder"] if driver else ""
-        unnamed = bool(driver) and not driver["configured"]
-        shadowed, links = self.named(beside) if unnamed else ([], {})
+        shadowed, links = self.named(beside) if driver else ([], {})
         return library_repair.Ours(
             conf=None if conf is None else conf.decode("utf-8", "replace"),
             companions=driver_libraries.siblings(self.reader, beside) if driver else [],
             shadowed=shadowed,
             links=links,
             writable=bool(driver) and os.access(self.reader.path(beside), os.W_OK),
-            owners={one["path"]: owner for one in seen["dangling"]
-                    for owner in [owner_of(one["path"])] if owner},
+            kept=seen["kept"],
+            private=self.private(),
         )
 
     def named(self, folder):
@@ -206,15 +214,6 @@ class Host:
                 if os.path.islink(os.path.join(folder, name))}
 
 
-def owner_of(path):
-    """The package that owns a path; None where no tool names one."""
-    for argv in OWNERS:
-        ran = run([*argv, path])
-        if ran.ok and ran.stdout:
-            return ran.stdout.partition(":")[0].strip()
-    return None
-
-
 class Steps:
     """What to change, and how it is told; nothing is changed by asking for it."""
 
@@ -240,55 +239,102 @@ class Steps:
         return bool(self.conf_changes or self.links or self.private or self.stale or self.cache
                     or self.half_done)
 
+    def add(self, more):
+        """Have what a second look took in it too; the environment is as that found it."""
+        self.repair = self.repair._replace(
+            environment=more.repair.environment,
+            reasons=list(dict.fromkeys(self.repair.reasons + more.repair.reasons)),
+            left=list(dict.fromkeys(self.repair.left + more.repair.left)))
+
     def actions(self):
         """One line for each change."""
         done = ["remove the empty folder %s" % ldconfig.CACHE] if self.repair.clear else []
         if self.conf_changes:
-            done.append("remove %s" % library_repair.CONF if self.repair.conf is None else
-                        "write %s: %s" % (library_repair.CONF,
+            done.append("remove %s" % ldconfig.CONF if self.repair.conf is None else
+                        "write %s: %s" % (ldconfig.CONF,
                                           self.repair.conf.splitlines()[-1]))
         links = {**self.private, **self.links}
         done += ["link %s -> %s" % pair for pair in sorted(links.items())[:NAMED]]
         if len(links) > NAMED:
             done.append("and %d links more" % (len(links) - NAMED))
         done += ["remove the link %s" % path for path in self.stale]
-        return done + (["make %s anew" % ldconfig.CACHE] if self.cache else [])
+        done += ["make %s anew" % ldconfig.CACHE] if self.cache else []
+        # Names of folders may hold anything.
+        return [findings.shown(one) for one in done]
 
 
 def plan(host, looked, ours, state):
     """What mends what was found; or what takes away what is ours."""
     if state == "present":
-        return library_repair.repair(looked.seen, looked.problems, ours, host.folder)
-    # Of what is not ours to write, nothing is ours to take away.
-    conf = None if looked.seen["etc_writable"] else ours.conf
+        return library_repair.repair(looked.seen, looked.problems, ours, host.root, host.folder)
+    # What another root wrote, or what is not ours to write, is not ours to take away.
+    mine = looked.seen["etc_writable"] and (ours.conf or "").startswith(
+        library_repair.HEADING % host.root)
+    conf = None if mine else ours.conf
     return library_repair.Repair(conf=conf, links={}, private={}, cache=False, clear=False,
                                  environment={}, reasons=[], left=[])
 
 
 def apply(host, state):
-    """Change and prove; the transaction puts everything back when either fails."""
-    with library_path.journal(host.root) as change:
+    """Change and prove; the transaction puts everything back when either fails.
+
+    Says whether it did anything, what, the steps, and what is seen now.
+    """
+    make(host.root)
+    with library_path.journal(host.root, lambda: relabel(host)) as change:
         # Only now is it sure that nothing is half done, by an earlier run or by one beside us.
         looked, ours = host.observe()
         steps = Steps(host, looked, ours, state)
+        done = steps.actions()
         if steps.any:
-            where = host.reader.path
-            if steps.repair.clear:
-                change.remove(where(ldconfig.CACHE))
-            for path in steps.stale:
-                change.remove(where(path))
-            for path, target in {**steps.private, **steps.links}.items():
-                change.link(where(path), target)
-            if steps.conf_changes and steps.repair.conf is None:
-                change.remove(where(library_repair.CONF))
-            elif steps.conf_changes:
-                change.write(where(library_repair.CONF), steps.repair.conf.encode())
-            if steps.cache:
-                build(host, change)
+            take(host, change, steps)
+            more = Steps(host, *host.observe(), state)
+            # What comes to light only with the new cache: a library that now is before another, or
+            # a link that it lists and that is not ours to make.
+            if steps.cache and (more.conf_changes or more.private):
+                take(host, change, more)
+                done += more.actions()
+                steps.add(more)
             looked = prove(host, steps, state)
         if state == "absent":
             paths.remove([], host.reader.path(host.folder))
-    return steps, looked, change.recovered
+    return steps, done, looked, change.recovered
+
+
+def take(host, change, steps):
+    """Take the steps, the cache last."""
+    where = host.reader.path
+    if steps.repair.clear:
+        change.remove(where(ldconfig.CACHE))
+    for path in steps.stale:
+        change.remove(where(path))
+    if steps.private:
+        make(where(host.folder))
+    for path, target in {**steps.private, **steps.links}.items():
+        change.link(where(path), target)
+    if steps.conf_changes and steps.repair.conf is None:
+        change.remove(where(ldconfig.CONF))
+    elif steps.conf_changes:
+        change.write(where(ldconfig.CONF), steps.repair.conf.encode())
+    if steps.cache:
+        build(host, change)
+
+
+def make(folder):
+    """Make a folder and those it is in: whoever runs an engine reads it, whatever our umask."""
+    if not os.path.isdir(folder):
+        make(os.path.dirname(folder))
+        # Another may have made it by now; a file in its place the lock tells of.
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+            os.chmod(folder, 0o755)
+
+
+def relabel(host):
+    """Give a cache that was put back the label that ldconfig gives it, where there are labels."""
+    restorecon = shutil.which("restorecon")
+    if restorecon:
+        run([restorecon, host.reader.path(ldconfig.CACHE)])
 
 
 def build(host, change):
@@ -328,10 +374,12 @@ def prove(host, steps, state):
         if not any(name.startswith("libc.so") for name in there):
             wrong.append("ldconfig -p does not list libc")
     if state == "present":
-        # What a package owns is left; how CUDA itself starts, the library tells below.
-        kept = {"link-dangling"} if steps.repair.left else set()
-        wrong += [one.finding["found"] for id_, one in now.items() if id_ not in kept and (
-            one.helps and steps.cache or one.stops in library_path.TRITON and id_ not in before)]
+        # How CUDA itself starts, the library tells below.
+        mendable = library_repair.mendable(looked.seen, looked.problems)
+        around = steps.repair.environment
+        wrong += [one.finding["found"] for id_, one in now.items()
+                  if one in mendable and steps.cache or (
+                      one.stops in TRITON and id_ not in before and not (one.bypass and around))]
         wrong += loads(host, steps, looked.seen)
     if wrong:
         raise NotMended("After the repair it is not right: %s" % "; ".join(wrong))
@@ -341,19 +389,22 @@ def prove(host, steps, state):
 def loads(host, steps, seen):
     """What is wrong with what a fresh process gets, in the environment that engines get."""
     driver = judge.chosen(seen)
-    if driver is None or host.reader.path("/") != "/":
+    if driver is None:
         return []
     got = cuda_probe.load(driver_libraries.SONAME, seen["driver_loaded"],
                           steps.repair.environment)
-    # The same driver may lie in two folders.
-    alike = [one["real"] for one in seen["libraries"]
-             if (one["kind"], one["version"]) == ("driver", driver["version"])]
-    if got.path not in alike:
+    if got.path is None and steps.repair.left and not steps.repair.environment:
+        return []  # the link that it would come by is not ours to make
+    # The same driver may lie in two folders, which of two drivers is right is not for us to mend,
+    # and a library for compatibility that CUDA starts with is there on purpose.
+    kinds = {one["real"]: one["kind"] for one in seen["libraries"]}
+    kind = kinds.get(got.path)
+    if kind != "driver" and not (kind == "compat" and not got.init):
         return ["a program that loads libcuda.so.1 gets %s, not %s" % (
             got.path or got.error, driver["real"])]
     if got.init:
         # What the library itself does by its path is not for its place to mend.
-        own = cuda_probe.load(driver["real"], True)
+        own = cuda_probe.load(got.path, True)
         if own.init != got.init:
             return ["cuInit gives %s (%s), and %s with the library's own path" % (
                 got.init, got.text, own.init)]
@@ -364,7 +415,7 @@ def difference(host, steps, state):
     """Before and after, as far as they differ: our file, links, what the cache lists."""
     shown = []
     if steps.conf_changes:
-        shown.append({"before_header": library_repair.CONF, "after_header": library_repair.CONF,
+        shown.append({"before_header": ldconfig.CONF, "after_header": ldconfig.CONF,
                       "before": steps.ours.conf or "", "after": steps.repair.conf or ""})
     links = {**steps.private, **steps.links}
     if links or steps.stale:
@@ -419,34 +470,33 @@ def main():
     try:
         result = _run(module, host, state)
     except Busy as problem:
-        module.fail_json(msg="%s; nothing was changed. Run again when it has ended." % problem)
+        said = "%s; nothing was changed. Run again when it has ended." % problem
     except RollbackFailed as problem:
-        module.fail_json(msg=str(problem))
+        said = str(problem)
     except NotMended as problem:
-        module.fail_json(msg="%s\nEverything is as it was before." % problem)
+        said = "%s\nEverything is as it was before." % problem
     except OSError as problem:
-        module.fail_json(msg="%s: %s. Everything is as it was before." % (
-            problem.filename or host.root, problem.strerror or problem))
-    module.exit_json(**result)
+        said = "%s: %s. Everything is as it was before." % (
+            problem.filename or host.root, problem.strerror or problem)
+    else:
+        module.exit_json(**library_path.printable(result))
+    module.fail_json(msg=library_path.printable(said))
 
 
 def _run(module, host, state):
     looked, ours = host.observe()
     steps = Steps(host, looked, ours, state)
-    result = {"changed": steps.any, "actions": steps.actions(), "recovered": False,
-              "root": host.root}
+    result = {"changed": steps.any, "actions": steps.actions(), "recovered": False}
     if module._diff and steps.any:
         result["diff"] = difference(host, steps, state)
     if steps.any and not module.check_mode:
-        done, looked, result["recovered"] = apply(host, state)
+        steps, done, looked, result["recovered"] = apply(host, state)
         # What a run beside us did meanwhile is not ours to tell.
-        result["changed"] = done.any or result["recovered"]
-        result["actions"] = done.actions()
-        steps = done if done.any else Steps(host, looked, ours, state)
-    pending = library_repair.mendable(steps.seen, steps.told) if module.check_mode else []
+        result["changed"] = bool(done) or result["recovered"]
+        result["actions"] = done
     return {
         **result,
-        **library_path.told(looked, steps.repair.environment, pending),
+        **library_path.told(looked, steps.repair.environment),
         "reasons": steps.repair.reasons + steps.repair.left,
     }
 

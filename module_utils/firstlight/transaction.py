@@ -189,7 +189,7 @@ class Transaction:
         self._expect(path, "link:" + target)
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         # Made beside it and renamed, so that there is no moment without it.
-        aside = os.path.join(os.path.dirname(path), ".%s.new" % os.path.basename(path))
+        aside = _aside(path)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
         os.symlink(target, aside)
@@ -246,15 +246,24 @@ class Transaction:
     def _roll_back(self, entries: List[Dict[str, Any]], why: str) -> None:
         if not entries:
             return
-        try:
-            for entry in reversed(entries):
+        problems: List[Exception] = []
+        # One that cannot be put back is no reason to leave the others.
+        for entry in reversed(entries):
+            try:
                 _put_back(entry)
-            self._undo()
+            except Exception as problem:
+                problems.append(problem)
+        try:
+            if not problems:
+                self._undo()
         except Exception as problem:
+            problems.append(problem)
+        if problems:
             raise RollbackFailed(
                 "%s. Putting everything back failed too: %s. What was there is kept in %s; "
-                "the next run tries again." % (why, problem, self._journal_path)
-            ) from problem
+                "the next run tries again." % (
+                    why, "; ".join(map(str, problems)), self._journal_path)
+            ) from problems[0]
 
     def _forget(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -305,10 +314,17 @@ def _short_file(content: bytes, mode: int) -> str:
     return "file:%04o:%s" % (mode, hashlib.sha256(content).hexdigest())
 
 
+def _aside(path: str) -> str:
+    """Where a link is made before it takes its place."""
+    return os.path.join(os.path.dirname(path), ".%s.new" % os.path.basename(path))
+
+
 def _put_back(entry: Dict[str, Any]) -> None:
     path, kind = entry["path"], entry["kind"]
     if kind not in ("file", "link", "folder", "absent"):
         raise ValueError("%s: unknown kind %r" % (path, kind))
+    if "after" in entry and os.path.islink(_aside(path)):
+        os.unlink(_aside(path))
     # What is as it was takes no space on a full disk; what others made since then is theirs.
     if "after" in entry and (_as_it_is(path) == _in_short(entry)
                              or _as_it_is(path) not in entry["after"]):

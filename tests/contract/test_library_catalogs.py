@@ -13,17 +13,20 @@ from library_seen import CASES, CHECKS, PLACES, TRITONS
 from packaging.version import Version
 
 from ansible.module_utils.firstlight import findings
-from ansible.module_utils.firstlight.planning import library_path, library_repair
+from ansible.module_utils.firstlight.planning import flags, library_path, library_repair
 
 REPOSITORY = Path(__file__).parents[2]
 CODE = REPOSITORY / "module_utils" / "firstlight" / "planning" / "library_path.py"
-RELEASES = yaml.safe_load((REPOSITORY / "catalog" / "engine_releases.yml").read_text())
+RELEASES, KERNELS, WITHOUT = (
+    yaml.safe_load((REPOSITORY / "catalog" / (name + ".yml")).read_text())
+    for name in ("engine_releases", "quantisation_kernels", "without_triton"))
 ROLE = "roles/linker_cache does it"
 TEXTS = ("found", "wanted", "remedy")
 WORD = re.compile(r"%\((\w+)\)[sg]")
 
 each_check = pytest.mark.parametrize("row", CHECKS, ids=[row["id"] for row in CHECKS])
 each_place = pytest.mark.parametrize("row", PLACES, ids=[row["id"] for row in PLACES])
+each_without = pytest.mark.parametrize("row", WITHOUT, ids=[row["engine"] for row in WITHOUT])
 each_triton = pytest.mark.parametrize("row", TRITONS, ids=[row["first"] for row in TRITONS])
 
 
@@ -120,11 +123,9 @@ def test_no_place_is_there_twice():
 
 @each_triton
 def test_a_row_of_triton_says_what_it_looks_for(row):
-    assert row["library"] in (library_path.SONAME, library_path.PLAIN)
+    assert set(row) == {"first", "below", "plain", "variable", "source"}
     assert type(row["plain"]) is bool
     assert row["variable"] in ("", library_repair.VARIABLE)
-    # What looks for the name without a version is linked with it too.
-    assert row["library"] == library_path.SONAME or row["plain"]
     for key in ("first", "below"):
         assert re.fullmatch(r"\d+\.\d+\.\d+", row[key]) or (key, row[key]) == ("below", "")
 
@@ -147,3 +148,42 @@ def test_a_release_of_vllm_has_a_triton_that_we_know_and_can_lead_around(row):
 
 def test_only_vllm_has_a_triton():
     assert {row["engine"] for row in RELEASES if row["triton"]} == {"vllm"}
+
+
+# Engines that live without Triton.
+
+
+@each_without
+def test_an_engine_that_lives_without_triton_is_one_that_we_know_by_version(row):
+    known = {release["version"]: release["triton"] for release in RELEASES
+             if release["engine"] == row["engine"]}
+    assert set(row["versions"]) <= set(known)
+    assert all(known[version] for version in row["versions"])
+    assert row["versions"] == sorted(set(row["versions"]), key=Version)
+    # These two were seen to die without it.
+    assert not {"0.24.0", "0.33.0"} & set(row["versions"])
+
+
+@each_without
+def test_the_last_resort_says_for_what_it_holds_and_what_it_costs(row):
+    assert set(row) == {"engine", "versions", "flags", "environment", "architectures",
+                        "quantisations", "capabilities", "only_with", "cost", "source"}
+    methods = {kernel["method"] for kernel in KERNELS if kernel["engine"] == row["engine"]}
+    assert set(row["quantisations"]) <= methods
+    assert all(re.fullmatch(r"\d{1,2}\.\d", one) for one in row["capabilities"])
+    for key in ("architectures", "quantisations", "capabilities", "only_with"):
+        assert row[key], key
+        assert row[key] == sorted(set(row[key])), key
+    assert all(re.fullmatch("[A-Z][A-Z0-9_]+", name) and isinstance(value, str)
+               for name, value in row["environment"].items())
+    # As the flags of the user are spelled, who may have given those of the row as well.
+    assert all(flags.spelled(one) == one and one.startswith("--")
+               for one in row["flags"] + row["only_with"])
+    assert set(row["flags"]) <= set(row["only_with"])
+    assert len(row["cost"].split()) > 5
+    assert len(row["source"].split()) > 5
+
+
+def test_a_release_is_in_one_row_of_those_that_live_without_triton():
+    rows = [(row["engine"], version) for row in WITHOUT for version in row["versions"]]
+    assert len(rows) == len(set(rows))

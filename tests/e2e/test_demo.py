@@ -166,6 +166,22 @@ def test_each_tag_is_safe_alone(demo, tag):
     assert ("demo on localhost" in output) == (tag == "host_report")
 
 
+def test_a_remedy_that_fails_does_not_keep_a_host_from_serving(demo):
+    if os.geteuid():
+        pytest.skip("only root can repair what is found here")
+    journal = demo.root / "journal" / "linker_cache.json"
+    journal.parent.mkdir(exist_ok=True)
+    journal.write_text("no journal\n")
+    try:
+        status, output = playbook(demo, "site.yml")
+    finally:
+        journal.unlink()
+    assert status == 0, output
+    assert "should say what an earlier change left half done, and cannot be read" in output
+    assert "repair-half-done" in output
+    assert demo.answers()[1] == canary.oracle()["completion"]
+
+
 def test_check_mode_of_the_teardown_only_says_what_it_would_remove(demo):
     pids = demo.pids()
     status, output = playbook(demo, "playbooks/teardown.yml", "--check")

@@ -22,7 +22,7 @@ import sys
 import pytest
 import yaml
 
-from ansible.module_utils.firstlight.host import cuda_probe, ldconfig
+from ansible.module_utils.firstlight.host import cuda_probe, ldconfig, library_path
 from ansible.module_utils.firstlight.host.reading import Reader
 
 HERE = pathlib.Path(__file__).resolve()
@@ -43,6 +43,7 @@ SOURCES = {
     "driver": ("libcuda.so.1", INIT % "return 0;"),
     "stub": ("libcuda.so.1", INIT % "return 34;"),
     "compat": ("libcuda.so.1", INIT % "return 804;"),
+    "mismatch": ("libcuda.so.1", INIT % "return 803;"),
     "mute": ("libcuda.so.1", "int nothing(void) { return 0; }"),
     "crashes": ("libcuda.so.1", "#include <stdlib.h>\n" + INIT % "abort();"),
     "ends": ("libcuda.so.1", "#include <stdlib.h>\n" + INIT % "exit(0);"),
@@ -186,31 +187,54 @@ class LibraryRoot:
     def python(self, triton="3.5.1", name="python", headers=True, version="3.12", said=None):
         """A Python that runs engines, as far as it is asked; returns its path."""
         path = self.root.parent / name
-        answer = json.dumps({"triton": triton, "python": version, "include": "/usr/include/p",
+        answer = json.dumps({"triton": triton, "python": version, "prefix": str(path.parent),
+                             "include": "/usr/include/p",
                              "headers": headers}) if said is None else said
         path.write_text("#!/bin/sh\ncat <<'EOF'\n%s\nEOF\n" % answer)
         path.chmod(0o755)
         return str(path)
 
     def load(self, library, init, env=None):
-        """As ``cuda_probe.load``, in this root."""
+        """As ``cuda_probe.load``, in this root, where links lead to what is in it."""
         path = library if library.startswith("/") else self._found(library, env or {})
         if path is None:
             return cuda_probe.Loaded(None, None, "", None, "%s: cannot open shared object file: "
                                      "No such file or directory" % library, False)
-        got = REAL_LOAD(str(self.path(path)), init)
+        # Where the loader looks is what the folders of this root say, not those of this machine.
+        rest = {name: value for name, value in (env or {}).items() if name != "LD_LIBRARY_PATH"}
+        got = REAL_LOAD(str(self.path(self.leads_to(path))), init, rest)
         inside = got.path and "/" + os.path.relpath(got.path, os.path.realpath(self.root))
         return got._replace(path=inside)
 
+    def leads_to(self, name):
+        """The path of it without links, all of them taken as in this root."""
+        here, left = [], [part for part in reversed(name.split("/")) if part]
+        for _ in range(200):
+            if not left:
+                break
+            part = left.pop()
+            if part in (".", ".."):
+                here = here[:-1] if part == ".." else here
+                continue
+            found = self.path("/".join([*here, part]))
+            if found.is_symlink():
+                target = os.readlink(found)
+                here = [] if target.startswith("/") else here
+                left += [one for one in reversed(target.split("/")) if one]
+            else:
+                here = [*here, part]
+        return "/" + "/".join([*here, *reversed(left)])
+
     def _found(self, library, env):
-        folders = [one for one in env.get("LD_LIBRARY_PATH", "").split(":") if one]
-        found = [os.path.join(folder, library) for folder in folders]
+        """As ld.so(8) looks: the variable, what the cache lists first, its own folders."""
+        found = [os.path.join(folder, library)
+                 for folder in env.get("LD_LIBRARY_PATH", "").split(":") if folder]
         listing = ldconfig.listing(Reader(str(self.root)))
         if listing.ok:
             found += [os.path.join(*entry) for entry in ldconfig.listed(listing.stdout)
-                      if entry[1] == library]
+                      if entry[1] == library][:1]
         found += [folder + library for folder in BUILT_IN]
-        return next((path for path in found if self.path(path).is_file()), None)
+        return next((path for path in found if self.path(self.leads_to(path)).is_file()), None)
 
     def snapshot(self):
         """All of it, to be compared."""
@@ -223,25 +247,27 @@ class LibraryRoot:
 
 @pytest.fixture(scope="session")
 def library_files(tmp_path_factory):
-    """The folder of the libraries, compiled once."""
+    """The folder of the libraries, compiled once; as on a host, only their owner can write them."""
     folder = tmp_path_factory.mktemp("libraries")
     for name, (soname, source) in SOURCES.items():
-        compiled(folder / name, soname, source)
+        compiled(folder / name, soname, source).chmod(0o755)
     return folder
 
 
 @pytest.fixture
-def library_root(library_files, tmp_path, monkeypatch):
+def library_root(request, library_files, tmp_path, monkeypatch):
     """A host, whole, that the modules take for theirs."""
     import host_checks
     import linker_cache
 
+    umask = os.umask(0o022)
+    request.addfinalizer(lambda: os.umask(umask))
     host = LibraryRoot(tmp_path, library_files)
     monkeypatch.setattr(host_checks, "SYSTEM_ROOT", str(host.root))
     monkeypatch.setattr(linker_cache, "SYSTEM_ROOT", str(host.root))
     monkeypatch.setattr(cuda_probe, "load", host.load)
     # What this machine's packages own is no matter of that host.
-    monkeypatch.setattr(linker_cache, "OWNERS", ())
+    monkeypatch.setattr(library_path, "OWNERS", ())
     for variable in ("LD_LIBRARY_PATH", "CONDA_PREFIX", "CC"):
         monkeypatch.delenv(variable, raising=False)
     return host
@@ -256,9 +282,9 @@ import ansible.module_utils
 ansible.module_utils.__path__.append(told["utils"])
 from ansible.module_utils.firstlight.host import library_path
 from ansible.module_utils.testing import patch_module_args
-library_path.SIGNS = tuple(told["signs"])
+library_path.DEVICES = tuple(told["signs"])
 module = importlib.import_module(told["module"])
-module.OWNERS = ()
+library_path.OWNERS = ()
 exec(told["before"])
 with patch_module_args(told["args"]):
     module.main()
@@ -268,7 +294,7 @@ with patch_module_args(told["args"]):
 def module_process(module, params, remote_tmp, signs=(), before=""):
     """The command of a process that runs a module.
 
-    :param signs: files that say that a driver is loaded.
+    :param signs: files that are there where a driver is loaded.
     :param before: Python to run first.
     """
     told = {"path": [str(REPOSITORY / "library"), *[one for one in sys.path if one]],

@@ -18,7 +18,7 @@ CHECKS, PLACES, TRITONS = (yaml.safe_load((CATALOG / (name + ".yml")).read_text(
 MODULE = "550.54.14"
 SYSTEM, NVIDIA = "/usr/lib/x86_64-linux-gnu", "/usr/local/nvidia/lib64"
 STUBS, COMPAT = "/usr/local/cuda/lib64/stubs", "/usr/local/cuda-12.9/compat"
-PYTHON = "/opt/vllm/bin/python"
+PYTHON, OTHER_PYTHON = "/opt/vllm/bin/python", "/opt/other/bin/python"
 JOURNAL = "/var/lib/firstlight/journal/linker_cache"
 
 
@@ -29,8 +29,8 @@ def library(folder=SYSTEM, kind="driver", version=MODULE, **changes):
     here = folder in (SYSTEM,)
     return {"folder": folder, "kind": kind, "path": path, "real": "%s/%s" % (folder, file),
             "size": 28 * 2**20, "version": version, "soname": "ok", "plain": "ok", "others": [],
-            "configured": here, "listed": here, "why": "configured in /etc/ld.so.conf.d",
-            **changes}
+            "configured": here, "listed": here, "safe": True,
+            "why": "configured in /etc/ld.so.conf.d", **changes}
 
 
 def elsewhere(**changes):
@@ -63,13 +63,14 @@ def loaded(one=None, init=0, **changes):
 def python(triton="3.6.0", **changes):
     """A Python that runs engines, with all that Triton needs."""
     return {"path": PYTHON, "python": "3.12", "triton": triton, "headers": True, "error": "",
+            "prefix": "/opt/vllm",
             "include": "/usr/include/python3.12", "compiler": "/usr/bin/gcc", **changes}
 
 
 def variable(*folders, **changes):
     """An LD_LIBRARY_PATH with these folders."""
     return {"where": "/etc/environment", "value": ":".join(folders), "folders": list(folders),
-            "starts": {}, **changes}
+            "starts": {}, "places": {}, **changes}
 
 
 def cache(state="ok", **changes):
@@ -78,8 +79,8 @@ def cache(state="ok", **changes):
                "empty": ", 0 bytes: no bytes", "directory": " is a directory",
                "damaged": ", 30 bytes: it ends within its header",
                "unreadable": " has the mode 0600", "unknown": ": Too many levels of symbolic links"}
-    return {"state": state, "detail": "/etc/ld.so.cache" + details[state], "movable": False,
-            "libraries": 300 if state == "ok" else 0, **changes}
+    return {"state": state, "detail": "/etc/ld.so.cache" + details[state],
+            "movable": state != "directory", "libraries": 300 if state == "ok" else 0, **changes}
 
 
 def call(rc=0, said=""):
@@ -92,7 +93,8 @@ def without_gpu(**changes):
     return {**copy.deepcopy({
         "root": True, "etc_writable": True, "read_only": False, "without_cache": False,
         "tool": {"state": "ok", "detail": "/sbin/ldconfig"}, "cache": cache(), "listing": call(),
-        "rehearsal": call(), "unlisted": [], "gone": [], "links_missing": {},
+        "rehearsal": call(), "unlisted": [], "gone": [], "strays": [], "links_missing": {},
+        "kept": {}, "included_at": 1, "links_safe": True,
         "folders": {SYSTEM: "/etc/ld.so.conf.d/x86_64-linux-gnu.conf:4", "/lib": "<builtin>:0"},
         "libraries": [], "dangling": [], "variables": [], "kernel_module": None,
         "driver_loaded": False, "loaded": None, "limit_s": 30.0, "pythons": [], "unread": {},
@@ -130,7 +132,11 @@ def broken_cache(state, *libraries, **changes):
 
 
 DANGLING = {"path": SYSTEM + "/libcuda.so.1", "target": "libcuda.so.450.1"}
+OWNED = {DANGLING["path"]: "belongs to the package libcuda1: install that anew"}
+CLOSED = {DANGLING["path"]: "cannot be made: its folder cannot be written"}
 _OLD = library(version="535.104.05")
+_OTHER = elsewhere(configured=True, listed=True)
+_STUB_FIRST = [stub(configured=True, listed=True), library()]
 _BOTH = [library(), elsewhere(version="535.104.05")]
 _CRASH = "signal 6"
 
@@ -143,7 +149,14 @@ CASES = {
     "compatibility that goes with the card": (
         seen(compat(configured=True, listed=True), library()), [], ""),
     "a folder that the cache lists and no file names": (
-        seen(elsewhere(listed=True)), [], ""),
+        seen(elsewhere(listed=True)), ["libcuda-unconfigured"], ""),
+    "the same, and nothing takes our file in": (
+        seen(elsewhere(listed=True), included_at=None), ["libcuda-unconfigured"], ""),
+    "libraries that the cache lists and no file names": (
+        seen(strays=["/opt/a/libfirst.so.1"]), [], ""),
+    "compatibility that CUDA starts with, and NVML is of another driver": (
+        seen(compat(configured=True, listed=True), library(), loaded=loaded(compat(), nvml=18)),
+        ["driver-library-mismatch"], ""),
     "the fabric is not ready, which the health of the host tells": (
         seen(loaded=loaded(library(), 802)), [], ""),
     "a libcuda in a folder that we do not know": (
@@ -160,6 +173,9 @@ CASES = {
                          cache=cache("missing"), loaded=loaded()), ["ldconfig-missing"], ""),
     # The tool.
     "no ldconfig": (without_ldconfig("missing"), ["ldconfig-missing"], ""),
+    "compatibility on purpose, and no ldconfig": (
+        without_ldconfig("missing", compat(), library(), loaded=loaded(compat())),
+        ["ldconfig-missing"], ""),
     "no ldconfig, and no GPU": (
         without_gpu(tool={"state": "missing", "detail": "/sbin/ldconfig does not exist"},
                     listing=None, rehearsal=None, folders={}), ["ldconfig-missing"], ""),
@@ -202,9 +218,33 @@ CASES = {
         ["linker-cache-stale"], ""),
     "libcuda.so.1 is listed and no more": (
         seen(library(soname="missing"), loaded=loaded()), ["linker-cache-stale"], ""),
+    "the same, and its folder cannot be written": (
+        seen(library(soname="missing"), loaded=loaded(), kept=CLOSED),
+        ["linker-cache-stale"], ""),
+    **{"the cache is %s, and mounted" % state: (
+        broken_cache(state, cache=cache(state, movable=False)), ["linker-cache-" + state], "")
+       for state in ("empty", "damaged", "directory", "unreadable")},
+    "the cache is mounted, and libcuda.so.1 is not listed": (
+        seen(library(listed=False), unlisted=[SYSTEM + "/libcuda.so.1"],
+             cache=cache(movable=False)), ["linker-cache-stale"], ""),
+    "the cache is mounted, and another library is not listed": (
+        seen(unlisted=["/usr/local/lib/libfirst.so.1"], cache=cache(movable=False)),
+        ["linker-cache-stale"], ""),
+    "the cache is mounted, and in order": (seen(cache=cache(movable=False)), [], ""),
+    "the cache is mounted, and the driver is where nobody looks": (
+        seen(elsewhere(), cache=cache(movable=False)), ["libcuda-unlisted"], ""),
     "a stub and a compatibility library are not listed, which is as well": (
         seen(library(), stub(configured=True), compat(configured=True),
              unlisted=[STUBS + "/libcuda.so.1", COMPAT + "/libcuda.so.1"]), [], ""),
+    "beside a stub, what is no stub is not listed": (
+        seen(library(listed=False), stub(configured=True), unlisted=[
+            STUBS + "/libcublas.so.12", SYSTEM + "/libcuda.so.1"]), ["linker-cache-stale"], ""),
+    "beside a stub another library is not listed": (
+        seen(library(), stub(configured=True), unlisted=[STUBS + "/libcublas.so.12"]),
+        ["linker-cache-stale"], ""),
+    "beside a stub the driver's is not listed": (
+        seen(library(listed=False), stub(configured=True), unlisted=[SYSTEM + "/libcuda.so.1"]),
+        ["linker-cache-stale"], ""),
     # libcuda.
     "the driver has no libraries": (
         seen(libraries=[], loaded=loaded()), ["libcuda-missing"], ""),
@@ -215,6 +255,9 @@ CASES = {
         ["libcuda-missing"], ""),
     "the driver has no libraries, and those for compatibility do not go with it": (
         seen(compat(configured=True, listed=True), loaded=loaded(compat(), 803)),
+        ["libcuda-missing"], ""),
+    "the same, and CUDA was not asked": (
+        seen(stub(configured=True, listed=True), loaded=loaded(stub(), None)),
         ["libcuda-missing"], ""),
     "only a library of another processor": (
         seen(library("/usr/lib/i386-linux-gnu", "foreign"), loaded=loaded()),
@@ -232,12 +275,40 @@ CASES = {
     "the link leads nowhere": (
         seen(library(soname="dangling"), dangling=[DANGLING], loaded=loaded(),
              gone=[SYSTEM + "/libcuda.so.1"]), ["link-dangling"], ""),
+    "the same, and a package owns it": (
+        seen(library(soname="dangling"), dangling=[DANGLING], loaded=loaded(),
+             gone=[SYSTEM + "/libcuda.so.1"], kept=OWNED), ["link-dangling"], ""),
+    "the driver is where nobody looks, and nothing takes our file in": (
+        seen(elsewhere(), included_at=None), ["libcuda-unlisted"], ""),
+    "the driver is where nobody looks and others can write": (
+        seen(elsewhere(safe=False)), ["libcuda-unlisted"], ""),
+    "the same, and they can write our folder of links": (
+        seen(elsewhere(safe=False), links_safe=False), ["libcuda-unlisted"], ""),
+    "the driver is where nobody looks, and others can write our folder of links": (
+        seen(elsewhere(), links_safe=False), ["libcuda-unlisted"], ""),
     "the stub is first": (
         seen(stub(configured=True, listed=True), library(), loaded=loaded(stub(), 34)),
         ["libcuda-stub-first"], ""),
+    "the stub is first, and nothing takes our file in": (
+        seen(*_STUB_FIRST, loaded=loaded(stub(), 34), included_at=None),
+        ["libcuda-stub-first"], ""),
+    "the stub is first, before our file is taken in": (
+        seen(*_STUB_FIRST, loaded=loaded(stub(), 34), included_at=2,
+             folders={STUBS: "/etc/ld.so.conf:1", SYSTEM: "/etc/ld.so.conf.d/x.conf:1"}),
+        ["libcuda-stub-first"], ""),
+    "the stub is first, after our file is taken in": (
+        seen(*_STUB_FIRST, loaded=loaded(stub(), 34), included_at=2,
+             folders={STUBS: "/etc/ld.so.conf:10", SYSTEM: "<builtin>:0"}),
+        ["libcuda-stub-first"], ""),
+    "the stub is first, and others can write where links and the driver are": (
+        seen(stub(configured=True, listed=True), library(safe=False), links_safe=False,
+             loaded=loaded(stub(), 34)), ["libcuda-stub-first"], ""),
     "the stub is first, and the driver is where nobody looks": (
         seen(stub(configured=True, listed=True), elsewhere(), loaded=loaded(stub(), 34)),
         ["libcuda-stub-first"], ""),
+    "the stub is first, and CUDA was not asked": (
+        seen(stub(configured=True, listed=True), library(), driver_loaded=False,
+             kernel_module=None, loaded=loaded(stub(), None)), ["libcuda-stub-first"], ""),
     "a stub that only says so itself": (
         seen(loaded=loaded(library(), 34)), ["libcuda-stub-first"], ""),
     "compatibility that the card does not have": (
@@ -247,6 +318,36 @@ CASES = {
         seen(compat(configured=True, listed=True), library(), loaded=loaded(compat(), 803)),
         ["cuda-compat-shadows"], ""),
     "two drivers in two folders": (seen(*_BOTH), ["library-versions-two"], ""),
+    "another driver is first": (
+        seen(_OLD, _OTHER, loaded=loaded(_OLD, 803, nvml=18)),
+        ["library-versions-two", "libcuda-other-first"], ""),
+    "another driver is first, and the one that is loaded is where nobody looks": (
+        seen(_OLD, elsewhere(), loaded=loaded(_OLD, 803)),
+        ["library-versions-two", "libcuda-other-first"], ""),
+    "another driver is first, and nothing takes our file in": (
+        seen(_OLD, _OTHER, loaded=loaded(_OLD, 803), included_at=None),
+        ["library-versions-two", "libcuda-other-first"], ""),
+    "another driver is first in one folder": (
+        seen(library(version="535.104.05", others=[MODULE]),
+             loaded=loaded(library(version="535.104.05"), 803)),
+        ["library-versions-two", "libcuda-other-first"], ""),
+    "another driver is first, and the right one is beside a third": (
+        seen(_OLD, elsewhere(version="570.1.2", others=[MODULE]), loaded=loaded(_OLD, 803)),
+        ["library-versions-two", "libcuda-other-first"], ""),
+    "a libcuda that we do not know is first, of another driver": (
+        seen(loaded=loaded({"real": "/opt/x/libcuda.so.1"}, 803)), ["libcuda-other-first"], ""),
+    "another driver is first, and CUDA starts with it": (
+        seen(_OLD, _OTHER, loaded=loaded(_OLD)), ["library-versions-two"], ""),
+    "one driver in two folders, and NVML is of another": (
+        seen(library(), _OTHER, loaded=loaded(library(), 999, nvml=18)),
+        ["driver-library-mismatch"], ""),
+    "two without versions, and NVML is of another driver": (
+        seen(library(version=None), elsewhere(version=None), kernel_module=None,
+             loaded=loaded(library(version=None), 999, nvml=18)),
+        ["driver-library-mismatch"], ""),
+    "one without a version beside it, and nothing says what is loaded": (
+        seen(_OLD, elsewhere(version=None), kernel_module=None,
+             loaded=loaded(_OLD, 999, nvml=18)), ["driver-library-mismatch"], ""),
     "two drivers in one folder": (
         seen(library(others=["535.104.05"])), ["library-versions-two"], ""),
     "two drivers, and nothing says which is right": (
@@ -259,8 +360,16 @@ CASES = {
     "only NVML says so": (
         seen(_OLD, kernel_module=None, loaded=loaded(_OLD, 999, nvml=18)),
         ["driver-library-mismatch"], ""),
-    "only the versions say so": (seen(_OLD), ["driver-library-mismatch"], ""),
-    "CUDA does not start": (seen(loaded=loaded(library(), 999)), ["cuda-init-fails"], ""),
+    "only CUDA says so": (
+        seen(kernel_module=None, loaded=loaded(library(), 803, nvml=None)),
+        ["driver-library-mismatch"], ""),
+    "only the versions say so": (
+        seen(_OLD, loaded=loaded(_OLD, None, nvml=None)), ["driver-library-mismatch"], ""),
+    "the versions say so, and CUDA starts all the same": (seen(_OLD), [], ""),
+    "a library without a version, as a Jetson has": (
+        seen(library(version=None), kernel_module="540.4.0"), [], ""),
+    "CUDA does not start": (
+        seen(loaded=loaded(library(), 999, text="unknown error")), ["cuda-init-fails"], ""),
     "CUDA gives no answer": (
         seen(loaded=loaded(hangs=True, error="no answer within 30 s")), ["cuda-init-hangs"], ""),
     "what is listed cannot be loaded": (
@@ -277,8 +386,18 @@ CASES = {
     "compatibility in LD_LIBRARY_PATH that goes with the card": (
         seen(library(), compat(), variables=[variable(COMPAT, starts={COMPAT: 0})]), [], ""),
     "an older driver in LD_LIBRARY_PATH": (
-        seen(*_BOTH, variables=[variable("", "/opt/x", NVIDIA)]),
+        seen(*_BOTH, variables=[variable("", "/opt/x", NVIDIA, starts={NVIDIA: 803})]),
         ["library-versions-two", "library-path-harmful"], ""),
+    "an older driver in LD_LIBRARY_PATH, with which CUDA starts": (
+        seen(*_BOTH, variables=[variable(NVIDIA, starts={NVIDIA: 0})]),
+        ["library-versions-two"], ""),
+    "compatibility in LD_LIBRARY_PATH by another name": (
+        seen(library(), compat(), variables=[
+            variable("/opt/cuda/compat/", starts={COMPAT: 803},
+                     places={"/opt/cuda/compat/": COMPAT})]), ["library-path-harmful"], ""),
+    "the same, and nothing says which is right": (
+        seen(*_BOTH, kernel_module=None, variables=[variable(NVIDIA)],
+             pythons=[python("3.5.1")]), ["library-versions-two"], ""),
     "folders in LD_LIBRARY_PATH that do no harm": (
         seen(variables=[variable(SYSTEM, "/opt/x", "", "lib")]), [], ""),
     # Triton.
@@ -295,11 +414,17 @@ CASES = {
         ["libcuda-plain-missing"], ""),
     "no libcuda.so, which a newer Triton does not need": (
         seen(library(plain="missing"), pythons=[python("3.6.0+git1"), python("junk")]), [], ""),
+    "libcuda.so only in a folder that is not listed": (
+        seen(library(plain="missing"), elsewhere(), pythons=[python("3.5.1")]),
+        ["libcuda-plain-missing"], ""),
     "libcuda.so in another folder that is listed": (
         seen(library(plain="missing"), elsewhere(configured=True, listed=True),
              pythons=[python("3.5.1")]), [], ""),
     "a Triton that cannot be led anywhere, and no cache": (
         broken_cache("missing", pythons=[python("2.1.0")]), ["linker-cache-missing"], ""),
+    "one of two Tritons cannot be led anywhere, and no cache": (
+        broken_cache("missing", pythons=[python("3.6.0"), python("2.1.0", path=OTHER_PYTHON)]),
+        ["linker-cache-missing"], ""),
     # Who looks.
     "not root": (
         broken_cache("missing", etc_writable=False, root=False),

@@ -399,10 +399,11 @@ LIBRARY_FOLDERS = st.sampled_from([
 ]) | HOSTILE.map(lambda text: "/opt/x" + text.replace("/", "").replace("\0", ""))
 _SAID = HOSTILE.map("it said: ".__add__)
 _VERSIONS = st.sampled_from([None, library_seen.MODULE, "535.104.05"])
+_MOSTLY = st.sampled_from([True] * 5 + [False])
 _INITS = st.sampled_from([None, 0, 34, 100, 802, 803, 804, 999])
 _LINK_STATES = st.sampled_from(["ok", "missing", "dangling"])
 _CALLS = st.builds(lambda rc, said: {"rc": rc, "said": said if rc != 0 else ""},
-                   st.sampled_from([0, 0, 1, None, -9]), _SAID)
+                   st.sampled_from([0] * 8 + [1, None, -9]), _SAID)
 _NAMED_LIBRARIES = st.sampled_from(["libcuda.so.1", "libcuda.so", "libfirst.so.1"])
 _LIBRARY_PATHS = st.builds(lambda folder, name: folder + "/" + name, LIBRARY_FOLDERS,
                            _NAMED_LIBRARIES)
@@ -412,15 +413,16 @@ _LIBRARIES = st.builds(
         "real": "%s/libcuda.so.%s" % (folder if own else "/opt/real" + folder, version or "1.1")},
     LIBRARY_FOLDERS, st.sampled_from(["libcuda.so.1", "libcuda.so"]), _VERSIONS, st.booleans(),
     st.fixed_dictionaries({
-        "kind": st.sampled_from(["driver", "driver", "stub", "compat", "foreign", "small"]),
+        "kind": st.sampled_from(["driver"] * 4 + ["stub", "stub", "compat", "foreign", "small"]),
         "size": st.integers(0, 2**30), "soname": _LINK_STATES, "plain": _LINK_STATES,
         "others": st.sampled_from([[], [], ["535.104.05"], [library_seen.MODULE]]),
-        "configured": st.booleans(), "listed": st.booleans(), "why": _SAID}))
+        "configured": st.booleans(), "listed": st.booleans(), "safe": _MOSTLY,
+        "why": _SAID}))
 _PYTHONS = st.fixed_dictionaries({
     "path": st.just(library_seen.PYTHON) | _SAID, "python": st.sampled_from(["3.9", "3.12"]),
     "triton": st.sampled_from([None, "", "2.1.0", "2.2.0", "3.5.1", "3.6.0+git"]) | HOSTILE,
-    "include": _SAID, "headers": st.booleans(), "compiler": st.none() | _SAID,
-    "error": st.just("") | _SAID})
+    "prefix": st.none() | _SAID, "include": _SAID, "headers": st.booleans(),
+    "compiler": st.none() | _SAID, "error": st.just("") | _SAID})
 
 
 @st.composite
@@ -433,9 +435,13 @@ def library_paths(draw):
         _SAID, st.lists(st.sampled_from([*folders, "", "lib", "/opt/x/"]), max_size=3)),
         max_size=2))
     for one in variables:
-        one["starts"] = {folder: draw(_INITS) for folder in folders if folder in one["folders"]}
-    works = draw(st.sampled_from(["ok", "ok", "ok", "missing", "not_executable"]))
-    without_cache = draw(st.sampled_from([False, False, True]))
+        # By whatever name, it is a folder that was looked into.
+        one["places"] = draw(st.dictionaries(
+            st.sampled_from(one["folders"] or [""]), st.sampled_from(folders or [""]), max_size=2))
+        one["starts"] = {folder: draw(_INITS) for folder in folders
+                         if folder in one["folders"] or folder in one["places"].values()}
+    works = draw(st.sampled_from(["ok"] * 6 + ["missing", "not_executable"]))
+    without_cache = draw(st.sampled_from([False] * 5 + [True]))
     asked = works == "ok" and not without_cache
     dangling = {path: target for path, target in draw(st.dictionaries(
         _LIBRARY_PATHS | st.sampled_from([folder + "/libcuda.so.1" for folder in folders]
@@ -448,22 +454,31 @@ def library_paths(draw):
     loaded = draw(st.none() | st.fixed_dictionaries({
         "path": st.sampled_from([None, "/opt/x/libcuda.so.1", *(one["real"] for one in libraries)]),
         "init": _INITS, "text": st.just("") | HOSTILE, "nvml": st.sampled_from([None, 0, 18]),
-        "error": _SAID, "hangs": st.booleans()}))
+        "error": _SAID, "hangs": st.sampled_from([False] * 5 + [True])}))
     return {
         "root": draw(st.booleans()),
         "without_cache": without_cache,
-        "etc_writable": draw(st.sampled_from([True, True, False])),
+        "etc_writable": draw(_MOSTLY),
         "read_only": draw(st.sampled_from([None, False, True])),
         "tool": {"state": works, "detail": draw(_SAID)},
         "cache": {"state": draw(st.sampled_from([
             "ok", "ok", "missing", "empty", "damaged", "directory", "unreadable", "unknown"])),
-            "detail": draw(_SAID), "movable": draw(st.booleans()),
+            "detail": draw(_SAID), "movable": draw(_MOSTLY),
             "libraries": draw(st.integers(0, 10**4))},
         "listing": draw(_CALLS) if asked else None,
         "rehearsal": draw(_CALLS) if asked else None,
-        "folders": draw(st.dictionaries(LIBRARY_FOLDERS, HOSTILE, max_size=3)),
+        "folders": draw(st.dictionaries(
+            LIBRARY_FOLDERS | st.sampled_from(folders or ["/lib"]),
+            HOSTILE | st.sampled_from(["/etc/ld.so.conf:1", "<builtin>:0"]), max_size=3)),
         "unlisted": draw(st.lists(_LIBRARY_PATHS, max_size=3)),
         "gone": draw(st.lists(_LIBRARY_PATHS, max_size=3)),
+        "strays": draw(st.lists(_LIBRARY_PATHS, max_size=2)),
+        "kept": draw(st.dictionaries(
+            _LIBRARY_PATHS | st.sampled_from(
+                [*dangling, *(folder + "/libcuda.so.1" for folder in folders)] or ["/opt/x/y.so"]),
+            st.just("belongs to the package libcuda1"), max_size=2)),
+        "included_at": draw(st.sampled_from([1, 1, 1, 2, None])),
+        "links_safe": draw(_MOSTLY),
         "links_missing": draw(st.dictionaries(
             _LIBRARY_PATHS.filter(lambda path: path not in dangling),
             st.sampled_from(["libcuda.so." + library_seen.MODULE, "libx.so.1.2"]), max_size=3)),
@@ -475,17 +490,29 @@ def library_paths(draw):
     }
 
 
-OUR_LIBRARY_FILES = st.fixed_dictionaries({
-    "conf": st.none() | HOSTILE,
-    "companions": st.lists(st.sampled_from(["libcuda.so.1", "libnvidia-ml.so.1"]), unique=True),
-    "shadowed": st.lists(st.just("libz.so.1"), max_size=1), "writable": st.booleans(),
-    "owners": st.dictionaries(_LIBRARY_PATHS, st.just("libcuda1"), max_size=2)})
+_FILES = st.sampled_from(["libcuda.so.1", "libnvidia-ml.so.1"])
+
+
+def our_library_files(seen, folder):
+    """What there is of ours, where this was seen and the driver's library is in this folder."""
+    return st.fixed_dictionaries({
+        "conf": st.none() | HOSTILE,
+        "companions": st.lists(_FILES, unique=True),
+        "shadowed": st.lists(st.just("libz.so.1"), max_size=1), "writable": st.booleans(),
+        "kept": st.just(seen["kept"]),
+        "links": st.dictionaries(_FILES.map((folder + "/").__add__), st.just("libnvidia-ml.so.1.2"),
+                                 max_size=1),
+        "private": st.dictionaries(_FILES, _LIBRARY_PATHS, max_size=2)})
+
+
 HALF_DONE = st.sampled_from(["", "", library_seen.JOURNAL])
 HELPFUL = st.lists(st.sampled_from(
     ["fabric_manager", "linker_cache", "page_cache", "persistence", "power_mode", "swap"]),
     unique=True).map(sorted)
 LIBRARY_CHECKS = st.fixed_dictionaries(
-    {"findings": st.lists(FINDINGS, max_size=4), "remedies": HELPFUL})
+    {"findings": st.lists(FINDINGS, max_size=4), "remedies": HELPFUL,
+     "helps": st.dictionaries(HOSTILE, HOSTILE, max_size=2), "blocks": st.just([]),
+     "environment": st.dictionaries(HOSTILE, HOSTILE, max_size=2)})
 REPORTS = st.fixed_dictionaries({
     "class": st.sampled_from(["nvidia", "jetson", "unified", "cpu"]),
     "verdict": st.sampled_from(health.VERDICTS),

@@ -33,7 +33,10 @@ def checks(name):
     seen, _, half_done = CASES[name]
     told = judge.problems(seen, CHECKS, TRITONS, half_done)
     return {"findings": [each.finding for each in told],
-            "remedies": sorted({each.helps for each in told if each.helps})}
+            "remedies": sorted({each.helps for each in told if each.helps}), **MORE}
+
+
+MORE = {"helps": {"x": "linker_cache"}, "environment": {"A": "b"}, "blocks": []}
 
 
 def lines(text):
@@ -46,7 +49,8 @@ def lines(text):
 def test_a_host_in_order_stays_so():
     before = report()
     added = doctor.with_checks(before, checks("in order"))
-    assert added == {key: before[key] for key in ("verdict", "devices", "findings", "remedies")}
+    assert added == {**{key: before[key] for key in (
+        "verdict", "devices", "findings", "remedies")}, **MORE}
 
 
 @pytest.mark.parametrize("name", [name for name, (_, ids, _) in CASES.items() if ids])
@@ -63,7 +67,7 @@ def test_the_library_path_makes_a_host_degraded_and_no_gpu_bad(name, verdict):
 
 
 def test_information_alone_degrades_nothing():
-    found = {"findings": [one("note", "info")], "remedies": []}
+    found = {"findings": [one("note", "info")], "remedies": [], **MORE}
     assert doctor.with_checks(report(), found)["verdict"] == "ok"
 
 
@@ -85,7 +89,7 @@ def test_of_one_kind_several_are_told_where_the_health_has_none():
     seen = rig.seen(rig.library(), rig.stub(), variables=[
         rig.variable(rig.STUBS), rig.variable(rig.STUBS, where="the environment of this user")])
     told = [each.finding for each in judge.problems(seen, CHECKS, TRITONS)]
-    added = doctor.with_checks(report(), {"findings": told, "remedies": []})
+    added = doctor.with_checks(report(), {"findings": told, "remedies": [], **MORE})
     assert [each["id"] for each in added["findings"]] == ["library-path-harmful"] * 2
 
 
@@ -189,3 +193,18 @@ def test_each_finding_is_mended_left_or_new():
 
 def test_where_all_was_mended_the_verdict_says_so():
     assert lines(doctor.repair_table(report(one()), report()))[-1] == ["verdict", "degraded", "ok"]
+
+
+# Hosts that were not judged.
+
+
+def test_a_host_that_was_not_judged_stands_in_all_that_is_shown_and_is_not_well():
+    hosts = ["gone.example.org", "gpu.example.org"]
+    all_of_them = doctor.doctor_reports({"gpu.example.org": report()}, hosts)
+    assert list(all_of_them) == hosts
+    assert lines(doctor.doctor_table(all_of_them))[1:] == [
+        ["gone.example.org", "unknown", "unknown", "none", "host-unknown"],
+        ["gpu.example.org", "nvidia", "ok", "1", "ok", "-"]]
+    summary = doctor.doctor_summary(all_of_them)
+    assert summary.startswith("1 of 2 hosts are not well.")
+    assert "gone.example.org  [error] host-unknown" in summary

@@ -33,7 +33,7 @@ def test_a_driver(library_root, look):
         "folder": "/usr/lib/gpu", "kind": "driver", "path": "/usr/lib/gpu/libcuda.so.1",
         "real": "/usr/lib/gpu/libcuda.so." + VERSION, "size": size, "version": VERSION,
         "soname": "ok", "plain": "missing", "others": [], "configured": True, "listed": True,
-        "why": "test"}, [])
+        "safe": True, "why": "test"}, [])
     found = look("/usr/lib/gpu")[0]
     assert (found["configured"], found["listed"]) == (False, False)
 
@@ -187,10 +187,55 @@ def test_the_libraries_that_come_with_it(library_root):
     folder = library_root.path("/usr/lib/gpu")
     for name in ("libnvidia-ml.so.1", "libnvidia-ptxjitcompiler.so.1", "libcudadebugger.so.1",
                  "libnvcuvid.so.1", "libGLX_nvidia.so.0", "libdxcore.so", "libd3d12.so",
-                 "libcudart.so.12", "libc.so.6", "libnvidia.conf", "other"):
+                 "libcudart.so.12", "libc.so.6", "libnvidia.conf", "other", "libnvrm_gpu.so",
+                 # Of the toolkit, which is not the driver's.
+                 "libnvrtc.so.12", "libnvJitLink.so.12", "libnvinfer.so.8", "libnvblas.so.12",
+                 "libnvToolsExt.so.1", "libnvjpeg.so.12", "libnvptxcompiler.so"):
         compiled(folder / name, name)
     (folder / "libnvidia-gone.so.1").symlink_to("nowhere")
     assert drivers.siblings(library_root.reader(), "/usr/lib/gpu") == [
         "libGLX_nvidia.so.0", "libcuda.so.1", "libcuda.so." + VERSION, "libcudadebugger.so.1",
         "libd3d12.so", "libdxcore.so", "libnvcuvid.so.1", "libnvidia-ml.so.1",
-        "libnvidia-ptxjitcompiler.so.1"]
+        "libnvidia-ptxjitcompiler.so.1", "libnvrm_gpu.so"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder away")
+@pytest.mark.parametrize("folder, mode, owner, safe", [
+    ("/opt/a/b", 0o755, 0, True), ("/opt/a/b", 0o775, 0, False), ("/opt/a/b", 0o757, 0, False),
+    ("/opt/a/b", 0o755, 1000, False), ("/opt/a", 0o777, 0, False), ("/opt/a", 0o755, 1000, False),
+    ("/opt/a", 0o1777, 0, True), ("/opt/a", 0o1777, 1000, False)])
+def test_a_folder_is_safe_where_nobody_else_can_change_it(library_root, look, folder, mode, owner,
+                                                          safe):
+    library_root.driver("/opt/a/b/c")
+    os.chown(library_root.path(folder), owner, owner)
+    os.chmod(library_root.path(folder), mode)
+    assert look("/opt/a/b/c")[0]["safe"] is safe
+    assert drivers.safe(str(library_root.path("/opt/a/b/c/to be made"))) is safe
+    # By a link as well, from a folder that is safe.
+    library_root.path("/opt/links").mkdir()
+    library_root.path("/opt/links/libcuda.so.1").symlink_to("../a/b/c/libcuda.so." + VERSION)
+    assert look("/opt/links")[0]["safe"] is safe
+    library_root.path("/opt/link").symlink_to("a/b/c")
+    assert look("/opt/link")[0]["safe"] is safe
+    assert drivers.safe(str(library_root.path("/opt/link/to be made"))) is safe
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_what_others_can_lead_elsewhere_is_not_safe(library_root, look):
+    """A way to what is safe, through what is not, and a file that others can write."""
+    for folder in ("theirs", "tmp"):
+        library_root.path("/opt/" + folder).mkdir(parents=True)
+    library_root.path("/opt/tmp").chmod(0o1777)
+    os.chown(library_root.path("/opt/theirs"), 1000, 1000)
+    for link, target in (("theirs/link", "../../usr/lib/gpu"), ("ours", "theirs/link"),
+                         ("tmp/link", "../../usr/lib/gpu"), ("good", "tmp/link")):
+        library_root.path("/opt/" + link).symlink_to(target)
+    assert look("/usr/lib/gpu")[0]["safe"] is True
+    assert [look("/opt/" + link)[0]["safe"] for link in (
+        "theirs/link", "ours", "tmp/link", "good")] == [False, False, True, True]
+    os.chown(library_root.path("/opt/tmp/link"), 1000, 1000, follow_symlinks=False)
+    assert drivers.safe(str(library_root.path("/opt/good"))) is False
+    # What is to be made in a folder for all may be made by another first.
+    assert drivers.safe(str(library_root.path("/opt/tmp/to be made"))) is False
+    library_root.path("/usr/lib/gpu/libcuda.so." + VERSION).chmod(0o777)
+    assert look("/usr/lib/gpu")[0]["safe"] is False

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import host_checks
 import linker_cache
 import pytest
 from library_root import VERSION, catalogs
 
-from ansible.module_utils.firstlight.host import cuda_probe
+from ansible.module_utils.firstlight.host import cuda_probe, triton_needs
 
 CATALOGS = catalogs()
 
@@ -42,7 +43,7 @@ def without_a_gpu(host):
 def test_a_healthy_host_has_no_findings(check, library_root):
     told = check()
     assert (told["findings"], told["remedies"], told["helps"]) == ([], [], {})
-    assert (told["environment"], told["stops_triton"]) == ({}, [])
+    assert (told["environment"], told["blocks"]) == ({}, [])
     assert told["seen"]["loaded"]["path"] == "/usr/lib/gpu/libcuda.so." + VERSION
     library_root.module()
     told = check(pythons=[library_root.python("3.8.0")])
@@ -61,6 +62,45 @@ def test_this_machine_can_be_asked(run_module, tmp_path):
     assert not (tmp_path / "root").exists()
 
 
+def test_folders_that_are_named_twice_are_no_matter(check, library_root):
+    library_root.configure("more", "/usr/lib/gpu/", "/usr/lib/../lib/gpu", "/usr/lib//gpu")
+    library_root.ldconfig()
+    assert check()["findings"] == []
+
+
+def test_two_copies_of_one_driver_are_no_matter(check, library_root):
+    library_root.module()
+    library_root.driver("/usr/local/nvidia/lib64")
+    assert check()["findings"] == []
+
+
+def test_what_is_left_of_our_file_after_its_driver_is_no_matter(check, run_module, library_root):
+    library_root.move_driver("/usr/local/nvidia/lib64")
+    run_module(linker_cache.main, root=library_root.state, **CATALOGS)
+    shutil.rmtree(library_root.path("/usr/local/nvidia"))
+    library_root.ldconfig()
+    assert check()["findings"] == []
+
+
+@pytest.mark.parametrize("sign, found", [("/.dockerenv", []), ("/run/.containerenv", []),
+                                         ("/run/nvidia/driver/lib/x", []),
+                                         ("/nothing", ["libcuda-missing"])])
+def test_a_container_without_a_gpu_has_no_findings(check, library_root, sign, found):
+    """It sees the /proc of its host, whose driver it was not given."""
+    without_a_gpu(library_root)
+    library_root.module()
+    library_root.path(sign).parent.mkdir(parents=True, exist_ok=True)
+    library_root.path(sign).write_text("")
+    assert ids(check()) == found
+
+
+def test_a_python_that_cannot_be_asked_stops_itself_alone(check, library_root):
+    python = library_root.python("3.8.0")
+    told = check(pythons=["/nowhere/python", python])
+    assert ids(told) == ["engine-python-unusable"]
+    assert [one["python"] for one in told["blocks"]] == ["/nowhere/python"]
+
+
 def test_a_finding_is_whole(check, library_root):
     library_root.path("/etc/ld.so.cache").unlink()
     told = check()
@@ -72,8 +112,13 @@ def test_a_finding_is_whole(check, library_root):
         "remedy": row["remedy"], "needs_root": True, "source": row["source"]}]
     assert told["remedies"] == ["linker_cache"]
     assert told["helps"] == {"linker-cache-missing": "linker_cache"}
-    assert told["stops_triton"] == told["findings"]
+    assert told["blocks"] == [], "it is mended before an engine starts"
     assert check(check=True)["findings"] == told["findings"]
+    library_root.path("/sbin/ldconfig").unlink()
+    told = check()
+    assert told["blocks"] == [{"stops": "triton", "python": "", "finding": one}
+                              for one in told["findings"]]
+    assert ids(told) == ["ldconfig-missing", "linker-cache-missing"]
 
 
 def test_several_causes_are_told_at_once(check, library_root):
@@ -98,8 +143,11 @@ def test_a_driver_whose_library_is_nowhere(check, library_root):
 
 def test_a_kernel_module_of_another_version(check, library_root):
     library_root.module("535.54.03")
+    assert check()["findings"] == [], "CUDA starts: they go together all the same"
+    library_root.driver("/usr/lib/gpu", kind="mismatch")
     told = check()
     assert ids(told) == ["driver-library-mismatch"]
+    assert [one["stops"] for one in told["blocks"]] == ["cuda"]
     assert "reboot" in told["findings"][0]["remedy"]
     assert told["remedies"] == [], "drivers are never ours to touch"
 
@@ -134,23 +182,50 @@ def test_a_variable_that_does_harm(check, library_root, monkeypatch, harm):
     if harm == "stub":
         library_root.stub(folder)
     else:
-        library_root.driver(folder, "535.54.03", kind="compat" if harm == "compat" else "driver")
+        library_root.driver(folder, "535.54.03", kind="compat" if harm == "compat" else "mismatch")
     assert "library-path-harmful" not in ids(check())
     monkeypatch.setenv("LD_LIBRARY_PATH", folder)
     told = check()
     assert sorted(ids(told)) == ["library-path-harmful"] + (
         ["library-versions-two"] if harm == "older" else [])
     assert folder in told["findings"][ids(told).index("library-path-harmful")]["found"]
-    assert told["stops_triton"] == [], "endpoints do not get it"
+    assert told["blocks"] == [], "endpoints do not get it"
 
 
-def test_a_compiler_is_looked_for_where_triton_would(check, library_root, monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for tool in ("sh", "cat"):
-        os.symlink(os.path.realpath("/bin/" + tool), tmp_path / tool)
-    told = check(pythons=[library_root.python("3.8.0"), library_root.python(None, "without")])
+@pytest.mark.parametrize("elsewhere", ["older", "compat"])
+def test_a_variable_that_leads_to_what_cuda_starts_with_does_none(check, library_root, monkeypatch,
+                                                                 elsewhere):
+    library_root.module()
+    library_root.driver("/opt/%s" % elsewhere, "555.42.02")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/%s" % elsewhere)
+    assert "library-path-harmful" not in ids(check())
+
+
+def test_a_variable_that_is_set_in_two_places_is_told_once(check, library_root, monkeypatch):
+    folder = "/usr/local/cuda-12/lib64/stubs"
+    library_root.stub(folder)
+    library_root.path("/etc/environment").write_text('LD_LIBRARY_PATH="%s:%s"\n' % (folder, folder))
+    monkeypatch.setenv("LD_LIBRARY_PATH", "%s:%s" % (folder, folder))
+    told = check()
+    assert ids(told) == ["library-path-harmful"]
+    assert "LD_LIBRARY_PATH in /etc/environment has %s" % folder in told["findings"][0]["found"]
+
+
+def test_a_compiler_is_looked_for_where_a_service_would(check, library_root, monkeypatch, tmp_path):
+    for name in ("gcc", "cc-of-ours"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    # What this user has set is not what a service has.
+    monkeypatch.setenv("PATH", "%s:%s" % (tmp_path, os.environ["PATH"]))
+    monkeypatch.setenv("CC", str(tmp_path / "cc-of-ours"))
+    monkeypatch.setattr(triton_needs, "SERVICE_PATH", str(tmp_path / "nowhere"))
+    python = library_root.python("3.8.0")
+    told = check(pythons=[python, library_root.python(None, "without")])
     assert ids(told) == ["c-compiler-missing"]
-    assert [one["id"] for one in told["stops_triton"]] == ["c-compiler-missing"]
+    assert [(one["stops"], one["python"], one["finding"]["id"]) for one in told["blocks"]] == [
+        ("triton", python, "c-compiler-missing")]
+    monkeypatch.setattr(triton_needs, "SERVICE_PATH", str(tmp_path))
+    assert check(pythons=[python])["findings"] == []
 
 
 @pytest.mark.parametrize("triton, found", [("2.1.0", True), ("3.5.1", True), ("3.6.0", False),
@@ -166,16 +241,21 @@ def test_the_environment_is_told_once_its_links_are_there(check, run_module, lib
     told = check()
     assert ids(told) == ["ldconfig-missing"]
     assert told["environment"] == {}
-    assert [one["id"] for one in told["stops_triton"]] == ["ldconfig-missing"]
+    assert [one["finding"]["id"] for one in told["blocks"]] == ["ldconfig-missing"]
     run_module(linker_cache.main, root=library_root.state, **CATALOGS)
     told = check()
     assert told["environment"]["TRITON_LIBCUDA_PATH"] == library_root.state + "/libraries"
-    assert told["stops_triton"] == []
+    assert told["blocks"] == []
     assert ids(told) == ["ldconfig-missing"], "Triton finds its way, the host is as it was"
-    # Links to what is gone lead nobody around anything.
+    # An update of the driver leads them to the new one.
     library_root.driver("/usr/local/nvidia/lib64", "575.57.08")
     library_root.path("/usr/local/nvidia/lib64/libcuda.so." + VERSION).unlink()
-    assert check()["environment"] == {}
+    assert check()["environment"] == told["environment"]
+    # Links to what is gone lead nobody around anything.
+    library_root.path("/usr/local/nvidia/lib64").rename(library_root.path("/usr/local/nvidia/lib"))
+    told = check()
+    assert told["environment"] == {}
+    assert [one["finding"]["id"] for one in told["blocks"]] == ["ldconfig-missing"]
 
 
 def test_a_repair_that_was_ended_in_the_middle(check, library_root):

@@ -13,6 +13,7 @@ from library_root import compiled
 
 from ansible.module_utils.firstlight.host import ldconfig
 from ansible.module_utils.firstlight.host.ldconfig import Configured
+from ansible.module_utils.firstlight.host.reading import Reader
 
 CACHE = ldconfig.CACHE
 
@@ -107,6 +108,10 @@ def test_the_states_of_the_file(library_root):
     path.symlink_to("nowhere")
     assert state(library_root) == "missing"
     path.unlink()
+    path.symlink_to("ld.so.cache")
+    told = ldconfig.cache(library_root.reader())
+    assert (told.state, told.movable) == ("damaged", True), "a link to itself can be replaced"
+    path.unlink()
     path.symlink_to("ld.so.cache.real")
     library_root.path("/etc/ld.so.cache.real").write_bytes(content)
     assert state(library_root) == "ok"
@@ -119,6 +124,53 @@ def test_the_states_of_the_file(library_root):
     (path / "inside").touch()
     told = ldconfig.cache(library_root.reader())
     assert (told.state, told.movable) == ("directory", False)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_cache_that_is_mounted_cannot_be_replaced(library_root, monkeypatch, tmp_path, broken):
+    path = library_root.path(CACHE)
+    if broken:
+        path.write_bytes(b"")
+    state = "empty" if broken else "ok"
+    mounts = tmp_path / "mountinfo"
+    monkeypatch.setattr(ldconfig, "MOUNTS", str(mounts))
+
+    def seen(reader=None):
+        told = ldconfig.cache(reader or library_root.reader())
+        return told.state, told.movable
+
+    line = "95 90 254:1 /x %s rw,relatime shared:1 - ext4 /dev/vda rw\n"
+    mounts.write_text("".join(line % place for place in (
+        "/", path.parent, str(path) + ".d", "/etc/ld.so.cache-of-another")))
+    assert seen() == (state, True)
+    mounts.write_text(line % path)
+    assert seen() == (state, False)
+    # What has a space in its name is written so there.
+    (tmp_path / "really two").mkdir()
+    library_root.root.rename(tmp_path / "really two/root")
+    mounts.write_text(line % str(tmp_path / "really two/root/etc/ld.so.cache").replace(
+        " ", "\\040"))
+    assert seen(Reader(str(tmp_path / "really two/root"))) == (state, False)
+    mounts.write_text("")
+    assert seen(Reader(str(tmp_path / "really two/root"))) == (state, True)
+
+
+def test_where_nothing_tells_what_is_mounted_the_file_system_does(library_root, monkeypatch):
+    monkeypatch.setattr(ldconfig, "MOUNTS", "/nowhere")
+    assert ldconfig.cache(library_root.reader()).movable is True
+    path = os.path.realpath(library_root.path(CACHE))
+    monkeypatch.setattr(os.path, "ismount", lambda one: one == path)
+    assert ldconfig.cache(library_root.reader()).movable is False
+
+
+def test_our_file_is_the_first_of_its_folder():
+    names = ["000_cuda.conf", "000-cuda.conf", "00-nvidia.conf", "0.conf", "a.conf", "Z.conf"]
+    ours = os.path.basename(ldconfig.CONF)
+    assert os.path.dirname(ldconfig.CONF) == ldconfig.CONFIGURED
+    assert ldconfig.CONF.endswith(".conf")
+    assert min([*names, ours]) == ours
+    # As a language sorts: by letters and digits alone.
+    assert min([*names, ours], key=lambda name: [c for c in name.lower() if c.isalnum()]) == ours
 
 
 def test_a_cache_that_the_reader_may_not_read(library_root, monkeypatch):
@@ -160,7 +212,7 @@ def test_listing_and_rehearsal_of_the_real_tool_agree(library_root):
     assert would.entries["/usr/lib", "libother.so.1"] == "libother.so.1.0"
     # Without root it cannot change its root, and names the file as it is from outside.
     assert would.folders["/usr/lib/gpu"].endswith("/etc/ld.so.conf.d/gpu.conf:1")
-    assert ldconfig.compare(reader, listing, would) == ([], [])
+    assert ldconfig.compare(reader, listing, would) == ([], [], [])
 
 
 def test_a_rehearsal_changes_nothing(library_root):
@@ -187,7 +239,7 @@ def test_what_is_lacking_and_what_is_gone(library_root):
     listing = set(ldconfig.listed(ldconfig.listing(reader).stdout))
     would = ldconfig.configured(ldconfig.rehearsal(reader).stdout)
     assert ldconfig.compare(reader, listing, would) == (
-        ["/usr/lib/libnew.so.1"], ["/usr/lib/libother.so.1"])
+        ["/usr/lib/libnew.so.1"], ["/usr/lib/libother.so.1"], [])
 
 
 def test_folders_are_compared_as_they_are(library_root):
@@ -196,12 +248,32 @@ def test_folders_are_compared_as_they_are(library_root):
     library_root.path("/lib").symlink_to("usr/lib")
     entries = {("/usr/lib", "libc.so.6"): "libc.so.6"}
     assert ldconfig.compare(library_root.reader(), {("/lib", "libc.so.6")},
-                            Configured(entries, {})) == ([], [])
+                            Configured(entries, {})) == ([], [], [])
 
 
-def test_what_is_listed_of_a_folder_that_is_not_configured_any_more_is_not_gone(library_root):
-    assert ldconfig.compare(library_root.reader(), {("/usr/lib/gpu", "libcuda.so.1")},
-                            Configured({}, {})) == ([], [])
+def test_what_is_listed_of_a_folder_that_is_not_configured_any_more_is_a_stray(library_root):
+    there = {("/usr/lib/gpu", "libcuda.so.1"), ("/usr/lib/gpu", "libgone.so.1")}
+    assert ldconfig.compare(library_root.reader(), there, Configured({}, {})) == (
+        [], ["/usr/lib/gpu/libgone.so.1"], ["/usr/lib/gpu/libcuda.so.1"])
+    # By another name, or with nothing in it that would be listed, it is configured.
+    library_root.path("/usr/lib/too").symlink_to("gpu")
+    for folder in ("/usr/lib/gpu", "/usr/lib/too", "/usr/lib//gpu/"):
+        told = ldconfig.compare(library_root.reader(), there, Configured({}, {folder: "x:1"}))
+        assert told.strays == [], folder
+
+
+def test_what_this_user_may_not_look_at_is_not_gone(library_root, monkeypatch):
+    def refuse(path, *how, **more):
+        if str(path).endswith("/libcuda.so.1"):
+            raise PermissionError(13, "Permission denied", path)
+        return look(path, *how, **more)
+
+    look = os.stat
+    monkeypatch.setattr(os, "stat", refuse)
+    there = {("/usr/lib/gpu", "libcuda.so.1"), ("/usr/lib/gpu/file", "libcuda.so.2")}
+    library_root.path("/usr/lib/gpu/file").write_text("no folder")
+    assert ldconfig.compare(library_root.reader(), there, Configured({}, {"/usr/lib/gpu": ""})) == (
+        [], ["/usr/lib/gpu/file/libcuda.so.2"], [])
 
 
 LISTING = """2 libs found in cache `/etc/ld.so.cache'

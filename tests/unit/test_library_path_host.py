@@ -20,9 +20,9 @@ WANTED = library_path.Wanted(catalog("library_places"), catalog("triton_releases
 @pytest.fixture
 def observe(library_root):
     """What is seen of the host."""
-    def look(environment=None, pythons=(), **how):
+    def look(environment=None, pythons=()):
         return library_path.observe(library_root.reader(), WANTED._replace(pythons=pythons),
-                                    {"PATH": os.environ["PATH"], **(environment or {})}, **how)
+                                    environment or {})
 
     return look
 
@@ -52,6 +52,16 @@ def test_a_path_is_told_as_it_is(tmp_path, library_files, name):
     (tmp_path / name).mkdir()
     real = shutil.copy2(library_files / "driver", tmp_path / name / "libcuda.so.1")
     assert REAL_LOAD(str(real), True)[:2] == (str(real), 0)
+
+
+def test_a_path_that_is_no_text_is_told_too(tmp_path, library_files):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    os.mkdir(folder)
+    real = shutil.copy2(library_files / "stub", folder + "/libcuda.so")
+    assert REAL_LOAD(real, True)[:2] == (real, 34)
+    gone = REAL_LOAD(folder + "/gone.so", True)
+    assert (gone.path, gone.init) == (None, None)
+    assert gone.error
 
 
 def test_a_library_that_is_not_there(tmp_path):
@@ -127,7 +137,7 @@ def test_the_words_for_an_answer_are_the_librarys(mock_libraries, mock_host):
 
 
 def test_this_python_is_read_as_it_is():
-    found, = triton_needs.read([sys.executable], {"PATH": os.environ["PATH"]})
+    found, = triton_needs.read([sys.executable])
     assert found["python"] == "%d.%d" % sys.version_info[:2]
     assert (found["path"], found["error"]) == (sys.executable, "")
     assert found["headers"] is os.path.isfile(os.path.join(found["include"], "Python.h"))
@@ -137,15 +147,39 @@ def test_pythons_that_cannot_be_asked(tmp_path):
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\necho 'no json'\n")
     fails = tmp_path / "fails"
-    fails.write_text("#!/bin/sh\necho 'no luck' >&2; exit 3\n")
-    for path in (silent, fails):
+    fails.write_text("#!/bin/sh\nprintf 'Traceback:\\n  of many lines\\nno luck\\n' >&2; exit 3\n")
+    mute = tmp_path / "mute"
+    mute.write_text("#!/bin/sh\nexit 4\n")
+    for path in (silent, fails, mute):
         path.chmod(0o755)
     missing = str(tmp_path / "missing")
-    found = triton_needs.read([missing, str(silent), str(fails)], {})
-    assert [one["triton"] for one in found] == [None] * 3
+    found = triton_needs.read([missing, str(silent), str(fails), str(mute)])
+    assert [one["triton"] for one in found] == [None] * 4
+    assert [one["prefix"] for one in found] == [None] * 4
     assert "cannot be started" in found[0]["error"]
-    assert found[1]["error"] == "%s printed no answer" % silent
-    assert found[2]["error"].endswith("(exit 3): no luck")
+    assert found[1]["error"] == "%s gives no answer that can be read" % silent
+    assert found[2]["error"] == "%s: no luck" % fails
+
+
+WHOLE = {"triton": "3.5.1", "python": "3.12", "prefix": "/p", "include": "/i", "headers": True}
+
+
+@pytest.mark.parametrize("said", [
+    "5", "null", "[]", '""', "{}", *(json.dumps(dict(WHOLE, **wrong)) for wrong in (
+        {"triton": 5}, {"python": None}, {"include": None}, {"headers": "yes"}, {"headers": 1},
+        {"prefix": ["/p"]}))])
+def test_an_answer_that_is_none_is_told(library_root, observe, said):
+    """An engine's environment may print what it likes."""
+    python = library_root.python(said=said)
+    found, = observe(pythons=[python])["pythons"]
+    assert found["error"] == "%s gives no answer that can be read" % python
+    assert {found[key] for key in WHOLE} == {None}
+
+
+def test_an_answer_has_nothing_that_was_not_asked(library_root):
+    python = library_root.python(said=json.dumps(dict(WHOLE, path="/other", error="none", more=1)))
+    found, = triton_needs.read([python])
+    assert found == dict(WHOLE, path=python, error="", compiler=triton_needs.compiler_of())
 
 
 def test_the_version_of_an_installed_triton(tmp_path, monkeypatch):
@@ -153,24 +187,25 @@ def test_the_version_of_an_installed_triton(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: triton\nVersion: 3.5.1\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert triton_needs.read([sys.executable], {})[0]["triton"] == "3.5.1"
+    assert triton_needs.read([sys.executable])[0]["triton"] == "3.5.1"
 
 
-def test_the_compiler_that_triton_would_take(tmp_path):
+def test_the_compiler_that_triton_would_take(tmp_path, monkeypatch):
     def have(*names):
         for name in names:
             (tmp_path / name).write_text("#!/bin/sh\n")
             (tmp_path / name).chmod(0o755)
 
-    path = {"PATH": str(tmp_path)}
-    assert triton_needs.compiler_of(path) is None
+    monkeypatch.setattr(triton_needs, "SERVICE_PATH", str(tmp_path))
+    assert triton_needs.compiler_of() is None
     have("clang")
-    assert triton_needs.compiler_of(path) == str(tmp_path / "clang")
+    assert triton_needs.compiler_of() == str(tmp_path / "clang")
     have("gcc", "cc-of-ours")
-    assert triton_needs.compiler_of(path) == str(tmp_path / "gcc")
-    assert triton_needs.compiler_of({**path, "CC": "cc-of-ours"}) == str(tmp_path / "cc-of-ours")
-    assert triton_needs.compiler_of({**path, "CC": "nowhere"}) is None
-    assert triton_needs.compiler_of({**path, "CC": ""}) == str(tmp_path / "gcc")
+    assert triton_needs.compiler_of() == str(tmp_path / "gcc")
+    # A service has neither variable from the user who looks.
+    monkeypatch.setenv("CC", str(tmp_path / "cc-of-ours"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert triton_needs.compiler_of() == str(tmp_path / "gcc")
 
 
 # All of it.
@@ -193,6 +228,7 @@ def test_a_whole_host(library_root, observe):
     assert seen["root"] is (os.geteuid() == 0)
     assert (seen["etc_writable"], seen["read_only"]) == (True, False)
     assert (seen["variables"], seen["pythons"], seen["unread"]) == ([], [], {})
+    assert (seen["strays"], seen["included_at"]) == ([], 1)
 
 
 def test_where_a_driver_is_loaded_cuda_is_started_last(library_root, observe, monkeypatch):
@@ -209,14 +245,42 @@ def test_where_a_driver_is_loaded_cuda_is_started_last(library_root, observe, mo
     assert (seen["kernel_module"], seen["driver_loaded"]) == (VERSION, True)
     assert seen["loaded"]["init"] == 0
     assert called == [("libcuda.so.1", True)]
-    assert observe(start_cuda=False)["loaded"]["init"] is None
 
 
-@pytest.mark.parametrize("sign", library_path.SIGNS)
-def test_signs_of_a_loaded_driver(library_root, observe, sign):
-    library_root.path(sign).parent.mkdir(parents=True, exist_ok=True)
-    library_root.path(sign).write_text("")
-    assert observe()["driver_loaded"] is True
+@pytest.mark.parametrize("signs, loaded", [
+    *(([sign], True) for sign in library_path.DEVICES),
+    # A host that was just booted has no device nodes yet; a container sees the driver of its host.
+    (["/proc/driver/nvidia/version"], True),
+    *((["/proc/driver/nvidia/version", one], False) for one in library_path.CONTAINERS),
+    *((["/proc/driver/nvidia/version", "/dev/nvidiactl", one], True)
+      for one in library_path.CONTAINERS),
+    # The GPU operator has it for containers alone.
+    (["/dev/nvidiactl", "/proc/driver/nvidia/version", "/run/nvidia/driver/usr/lib"], False),
+    ([], False)])
+def test_signs_of_a_loaded_driver(library_root, observe, signs, loaded):
+    for sign in signs:
+        library_root.path(sign).parent.mkdir(parents=True, exist_ok=True)
+        library_root.path(sign).write_text("")
+    assert observe()["driver_loaded"] is loaded
+
+
+@pytest.mark.parametrize("text, line", [
+    ("include /etc/ld.so.conf.d/*.conf\n", 1), ("include ld.so.conf.d/*.conf\n", 1),
+    ("# a comment\n\n/usr/lib/x\n  include\t/etc/other /etc/ld.so.conf.d/*.conf # all\n", 4),
+    ("include /etc/ld.so.conf.d/0-*\ninclude /etc/ld.so.conf.d/*.conf\n", 1),
+    ("include /etc/ld.so.conf.d/gpu.conf\n", None), ("# include /etc/ld.so.conf.d/*.conf\n", None),
+    ("/usr/lib\n", None), ("", None), ("include\n", None), (None, None)])
+def test_the_line_that_takes_our_file_in(library_root, observe, text, line):
+    path = library_root.path("/etc/ld.so.conf")
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    assert observe()["included_at"] == line
+    # The real one agrees.
+    library_root.configure(os.path.basename(ldconfig.CONF)[:-len(".conf")], "/usr/lib/ours")
+    library_root.path("/usr/lib/ours").mkdir()
+    if text:
+        assert ("/usr/lib/ours" in observe()["folders"]) is (line is not None)
 
 
 def test_a_host_without_a_gpu_loads_nothing(library_root, observe, monkeypatch):
@@ -274,10 +338,13 @@ def test_where_the_variable_is_set(library_root, observe):
     library_root.module()
     seen = observe({"LD_LIBRARY_PATH": "/usr/local/cuda-12/lib64/stubs::"})
     assert [(one["where"], one["folders"]) for one in seen["variables"]] == [
-        ("the environment of this user", ["/usr/local/cuda-12/lib64/stubs", "", ""]),
         ("/etc/environment", ["/usr/local/cuda-12/compat", "/a b"]),
-        ("/etc/environment", ["'/c", "/d"])]
-    assert seen["variables"][1]["starts"] == {"/usr/local/cuda-12/compat": 804}
+        ("/etc/environment", ["'/c", "/d"]),
+        ("the environment of this user", ["/usr/local/cuda-12/lib64/stubs", "", ""])]
+    assert seen["variables"][0]["starts"] == {"/usr/local/cuda-12/compat": 804}
+    # A login takes it over from there: it is the same.
+    seen = observe({"LD_LIBRARY_PATH": "/usr/local/cuda-12/compat:/a b"})
+    assert [one["where"] for one in seen["variables"]] == ["/etc/environment"] * 2
     assert "/usr/local/cuda-12/compat" in [one["folder"] for one in seen["libraries"]]
 
 
@@ -288,7 +355,31 @@ def test_folders_of_variables_and_of_conda_are_looked_into(library_root, observe
     assert {one["folder"]: one["why"] for one in seen["libraries"]} == {
         "/usr/lib/gpu": "configured in %s" % seen["folders"]["/usr/lib/gpu"],
         "/data/lib": "LD_LIBRARY_PATH in the environment of this user",
-        "/data/conda/lib": "CONDA_PREFIX"}
+        "/data/conda/lib": "the environment /data/conda"}
+
+
+def test_the_environments_of_pythons_are_looked_into(library_root, observe):
+    python = library_root.python(said=json.dumps(dict(WHOLE, prefix="/srv/env")))
+    library_root.stub("/srv/env/lib/stubs")
+    library_root.driver("/srv/env/cuda-compat", kind="compat")
+    broken = library_root.python(said="no answer", name="broken")
+    seen = observe(pythons=[python, broken])
+    assert {one["folder"]: (one["kind"], one["why"]) for one in seen["libraries"][1:]} == {
+        "/srv/env/lib/stubs": ("stub", "the environment /srv/env"),
+        "/srv/env/cuda-compat": ("compat", "the environment /srv/env")}
+
+
+@pytest.mark.parametrize("spelled", [
+    "/usr/local/cuda/lib64/stubs", "/usr/local/cuda-12/lib64/stubs/",
+    "/usr/local//cuda-12/lib64/../lib64/stubs"])
+def test_a_folder_of_a_variable_is_known_by_any_name(library_root, observe, spelled):
+    library_root.stub("/usr/local/cuda-12/lib64/stubs")
+    library_root.path("/usr/local/cuda").symlink_to("cuda-12")
+    seen = observe({"LD_LIBRARY_PATH": spelled + ":/nowhere:relative:"})
+    variable, = seen["variables"]
+    place = variable["places"][spelled]
+    assert [one["kind"] for one in seen["libraries"] if one["folder"] == place] == ["stub"]
+    assert set(variable["places"]) == {spelled}
 
 
 def test_links_that_ldconfig_would_make(library_root, observe):

@@ -11,18 +11,20 @@ import shutil
 import signal
 import stat
 import time
+import types
 
 import host_checks
 import linker_cache
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from library_root import VERSION, catalogs, compiled, module_process, snapshot
+from library_root import LDCONFIG, VERSION, catalogs, compiled, module_process, snapshot
 
-from ansible.module_utils.firstlight.planning import library_repair
+from ansible.module_utils.firstlight import paths
+from ansible.module_utils.firstlight.host import cuda_probe, ldconfig, library_path
 from ansible.module_utils.firstlight.transaction import Transaction
 
 FORK = multiprocessing.get_context("fork")
-CONF = library_repair.CONF
+CONF = ldconfig.CONF
 CACHE = "/etc/ld.so.cache"
 CATALOGS = catalogs()
 
@@ -239,7 +241,7 @@ def test_each_break_is_told_mended_and_stays_mended(library_root, mend, doctor, 
     would = mend(check=True, diff=True, **params)
     assert would["changed"] is True
     assert sorted(one["id"] for one in would["findings"]) == ids
-    assert would["stops_triton"] == [], "what would be mended stops nothing"
+    assert would["blocks"] == [], "what would be mended stops nothing"
     assert library_root.snapshot() == before, "check mode has changed something"
 
     listed = library_root.listed()
@@ -334,19 +336,21 @@ def test_engines_are_led_around_what_cannot_be_mended(multiarch_root, mend, doct
     assert (did["changed"], did["actions"], did["diff"]) == (True, would["actions"], would["diff"])
     assert [one["id"] for one in did["findings"]] == ids, "it is told still"
     assert did["environment"] == {"TRITON_LIBCUDA_PATH": host.state + "/libraries"}
-    assert did["stops_triton"] == [], "with that environment nothing does"
+    assert did["blocks"] == [], "with that environment nothing does"
     assert outside_of_state(host) == system
     real = "/usr/lib/x86_64-linux-gnu/libcuda.so." + VERSION
     links = {path: os.readlink(os.path.join(host.state, "libraries", path))
              for path in os.listdir(host.state + "/libraries")}
-    assert links == {"libcuda.so": real, "libcuda.so.1": real, os.path.basename(real): real}
+    # By the driver's own link, which an update of it leads elsewhere.
+    soname = "/usr/lib/x86_64-linux-gnu/libcuda.so.1"
+    assert links == {"libcuda.so": soname, "libcuda.so.1": soname, os.path.basename(real): real}
 
     again = mend(diff=True)
     assert (again["changed"], again["actions"]) == (False, [])
     assert again["environment"] == did["environment"]
     told = run_module(host_checks.main, root=host.state, **CATALOGS)
     assert told["environment"] == did["environment"]
-    assert told["stops_triton"] == []
+    assert told["blocks"] == []
 
 
 def outside_of_state(host):
@@ -387,9 +391,9 @@ def test_without_root_engines_are_led_around(library_root, mend, doctor, no_root
     # The loader of that host does not come to the driver by itself there.
     assert (did["environment"].get("LD_LIBRARY_PATH") == folder) == (
         name in ("dangling", "stub first", "unlisted", "missing", "damaged"))
-    assert did["stops_triton"] == []
+    assert did["blocks"] == []
     drivers = {one["real"] for one in did["seen"]["libraries"] if one["kind"] == "driver"}
-    assert {os.readlink(os.path.join(folder, name))
+    assert {library_root.leads_to(os.path.join(folder, name))
             for name in ("libcuda.so", "libcuda.so.1")} <= drivers
     again = mend(**params)
     assert (again["changed"], again["environment"]) == (False, did["environment"])
@@ -471,19 +475,40 @@ def test_a_link_that_a_package_owns_is_left(library_root, mend, doctor, monkeypa
     owner = tmp_path / "owner"
     owner.write_text("#!/bin/sh\necho \"libcuda1:amd64: $2\"\n")
     owner.chmod(0o755)
-    monkeypatch.setattr(linker_cache, "OWNERS", ([str(tmp_path / "none")], [str(owner), "-S"]))
+    monkeypatch.setattr(library_path, "OWNERS", ([str(tmp_path / "none")], [str(owner), "-S"]))
     ids, _ = dangling(library_root)
-    before = library_root.snapshot()
+    before = outside_of_state(library_root)
+    assert doctor() == ids
     did = mend()
-    assert (did["changed"], did["actions"]) == (False, [])
     assert [one["id"] for one in did["findings"]] == ids
+    assert (did["remedies"], did["blocks"]) == ([], [])
     assert "belongs to the package libcuda1" in did["reasons"][-1]
-    assert library_root.snapshot() == before
+    assert outside_of_state(library_root) == before
+    # Engines are led around it.
+    folder = library_root.state + "/libraries"
+    assert did["environment"] == {"TRITON_LIBCUDA_PATH": folder, "LD_LIBRARY_PATH": folder}
+    assert library_root.leads_to(folder + "/libcuda.so.1") == (
+        "/usr/lib/gpu/libcuda.so." + VERSION)
+    assert mend()["changed"] is False
     # What else is wrong is mended beside it.
     missing(library_root)
     did = mend()
     assert did["actions"] == ["make %s anew" % CACHE]
     assert [one["id"] for one in did["findings"]] == ids
+    assert did["environment"] != {}
+    assert mend()["changed"] is False
+
+
+@pytest.mark.parametrize("target, left", [("/etc/alternatives/gone", True), ("gone", False)])
+def test_a_link_of_the_alternatives_is_left(library_root, mend, target, left):
+    path = library_root.path("/usr/lib/gpu/libcuda.so.1")
+    path.unlink()
+    path.symlink_to(target)
+    did = mend()
+    assert (os.readlink(path) == target) is left
+    assert any("belongs to the package update-alternatives" in why
+               for why in did["reasons"]) is left
+    assert [one["id"] for one in did["findings"]] == (["link-dangling"] if left else [])
     assert mend()["changed"] is False
 
 
@@ -513,6 +538,339 @@ def test_no_stub_is_linked_where_there_is_nothing_else(library_root, mend, docto
     missing(library_root)
     assert mend()["actions"] == ["make %s anew" % CACHE]
     assert not [path for path in library_root.listed() if "libcuda" in path]
+
+
+# Hosts of many kinds: what is right on them stays, and what is wrong is not made worse.
+
+
+def test_a_library_for_compatibility_that_cuda_starts_with_is_there_on_purpose(
+        library_root, mend, doctor):
+    library_root.module()
+    library_root.driver("/usr/local/cuda-12/compat", "555.1.1")
+    library_root.configure("000-cuda", "/usr/local/cuda-12/compat")
+    library_root.ldconfig()
+    assert doctor() == []
+    listed = library_root.listed()
+    missing(library_root)
+    did = mend()
+    assert (did.get("msg"), did["actions"], did["findings"]) == (
+        None, ["make %s anew" % CACHE], [])
+    assert library_root.listed() == listed
+    assert did["seen"]["loaded"]["path"] == "/usr/local/cuda-12/compat/libcuda.so.555.1.1"
+
+
+def test_what_comes_to_light_with_the_new_cache_is_mended_in_the_same_run(library_root, mend,
+                                                                         doctor):
+    """Without a cache the loader comes to none; with one it comes to compat's first."""
+    compat_shadows(library_root)
+    missing(library_root)
+    assert doctor() == ["linker-cache-missing"]
+    did = mend()
+    assert (did.get("msg"), did["findings"]) == (None, [])
+    assert did["actions"] == ["make %s anew" % CACHE, "write %s: /usr/lib/gpu" % CONF,
+                              "make %s anew" % CACHE]
+    assert [why.partition(":")[0] for why in did["reasons"]] == [
+        "linker-cache-missing", "cuda-compat-shadows"]
+    assert mend()["changed"] is False
+
+
+def test_a_folder_that_ldconfig_was_given_by_hand_is_named(library_root, mend, doctor):
+    """It lasts until any package runs ldconfig, as a new cache of ours would."""
+    unlisted(library_root)
+    library_root.ldconfig("/usr/local/nvidia/lib64")
+    assert doctor() == ["libcuda-unconfigured"]
+    compiled(library_root.path("/usr/lib/libnew.so.1"), "libnew.so.1")
+    assert doctor() == ["libcuda-unconfigured", "linker-cache-stale"]
+    assert mend()["findings"] == []
+    library_root.ldconfig()
+    assert doctor() == []
+    assert "/usr/local/nvidia/lib64/libcuda.so.1" in library_root.listed()
+
+
+def test_what_a_new_cache_no_longer_lists_is_told(library_root, mend, doctor):
+    compiled(library_root.path("/opt/client/libclient.so.1"), "libclient.so.1")
+    library_root.ldconfig("/opt/client")
+    assert doctor() == []
+    assert mend()["changed"] is False
+    lacks_one(library_root)
+    for did in (mend(check=True, diff=True), mend(diff=True)):
+        assert did["reasons"][-1] == (
+            "no longer listed, as no file names their folders: /opt/client/libclient.so.1")
+        assert "/opt/client/libclient.so.1" in did["diff"][0]["before"]
+
+
+def older_first(host, older, newer):
+    """Two drivers, the older first; the loaded kernel module is the newer's."""
+    host.module("560.35.03")
+    host.driver(older, kind="mismatch")
+    host.driver(newer, "560.35.03")
+
+
+def test_the_driver_of_the_kernel_module_comes_before_another(library_root, mend, doctor):
+    older_first(library_root, "/usr/lib/gpu", "/usr/lib/znew")
+    library_root.configure("znew", "/usr/lib/znew")
+    library_root.ldconfig()
+    assert doctor() == ["libcuda-other-first", "library-versions-two"]
+    did = mend()
+    assert [one["id"] for one in did["findings"]] == ["library-versions-two"]
+    assert text_of(library_root.snapshot(), CONF).endswith("\n/usr/lib/znew\n")
+    assert did["seen"]["loaded"]["path"] == "/usr/lib/znew/libcuda.so.560.35.03"
+    assert mend()["changed"] is False
+
+
+def test_a_folder_that_we_named_does_not_stay_before_a_new_driver(library_root, mend, doctor):
+    unlisted(library_root)
+    mend()
+    older_first(library_root, "/usr/local/nvidia/lib64", "/usr/lib/new")
+    library_root.configure("gpu", "/usr/lib/new")
+    library_root.ldconfig()
+    assert doctor() == ["libcuda-other-first", "library-versions-two"]
+    did = mend()
+    assert [one["id"] for one in did["findings"]] == ["library-versions-two"]
+    assert text_of(library_root.snapshot(), CONF).endswith("\n/usr/lib/new\n")
+
+
+def test_of_two_drivers_in_one_folder_the_link_is_left_and_told(library_root, mend, doctor):
+    library_root.module("560.35.03")
+    library_root.driver("/usr/lib/gpu", kind="mismatch")
+    library_root.put("driver", "/usr/lib/gpu/libcuda.so.560.35.03")
+    before = library_root.snapshot()
+    assert doctor() == ["libcuda-other-first", "library-versions-two"]
+    did = mend()
+    assert did["remedies"] == []
+    assert etc(library_root) == {path: what for path, what in before.items()
+                                 if path.startswith("etc")}
+    assert library_root.path("/usr/lib/gpu/libcuda.so.1").readlink().name == "libcuda.so." + VERSION
+
+
+def test_what_an_administrator_put_before_the_system_stays_before_it(library_root, mend, doctor):
+    """The driver's folder has libssl too, and to name it first would bring that before theirs."""
+    folder = library_root.outside + "/multiarch"
+    library_root.move_driver(folder)
+    library_root.configure("multiarch", folder)
+    library_root.configure("00-admin", "/opt/mine/lib")
+    for one in ("/opt/mine/lib", folder):
+        compiled(library_root.path(one + "/libssl.so.3"), "libssl.so.3")
+        # Of the toolkit, which is not the driver's either.
+        compiled(library_root.path(one + "/libnvrtc.so.12"), "libnvrtc.so.12")
+    stub_first(library_root)
+    order = [path for path in library_root.listed() if "libcuda" not in path]
+    assert doctor() == ["libcuda-stub-first"]
+    did = mend()
+    assert (did.get("msg"), did["findings"]) == (None, [])
+    assert [path for path in library_root.listed() if "libcuda" not in path] == order
+    links = os.listdir(library_root.state + "/libraries")
+    assert sorted(links) == ["libcuda.so", "libcuda.so.1", "libcuda.so." + VERSION]
+
+
+def test_a_file_that_nothing_takes_in_is_not_written(library_root, mend, doctor):
+    unlisted(library_root)
+    library_root.path("/etc/ld.so.conf").write_text("/usr/lib\n")
+    library_root.ldconfig()
+    before = etc(library_root)
+    assert doctor() == ["libcuda-unlisted"]
+    did = mend()
+    assert (did["remedies"], did["blocks"]) == ([], [])
+    assert set(did["environment"]) == {"TRITON_LIBCUDA_PATH", "LD_LIBRARY_PATH"}
+    assert etc(library_root) == before
+    assert mend()["changed"] is False
+
+
+def test_a_stub_that_the_main_file_names_after_ours_is_got_before(library_root, mend, doctor):
+    library_root.stub("/opt/toolkit/lib")
+    library_root.path("/etc/ld.so.conf.d/gpu.conf").unlink()
+    library_root.path("/etc/ld.so.conf").write_text(
+        "include /etc/ld.so.conf.d/*.conf\n/opt/toolkit/lib\n/usr/lib/gpu\n")
+    library_root.ldconfig()
+    assert doctor() == ["libcuda-stub-first"]
+    did = mend()
+    assert (did.get("msg"), did["findings"], did["environment"]) == (None, [], {})
+
+
+def test_another_roots_file_is_not_taken_away(library_root, mend, tmp_path):
+    unlisted(library_root)
+    mend()
+    before = etc(library_root)
+    did = mend(root=str(tmp_path / "other"), state="absent")
+    assert (did["changed"], did["actions"]) == (False, [])
+    assert etc(library_root) == before
+    assert mend(state="absent")["changed"] is True
+    assert not library_root.path(CONF).exists()
+
+
+def test_a_file_of_ours_by_name_that_another_wrote_is_not_taken_away(library_root, mend):
+    library_root.path(CONF).write_text("/usr/lib/gpu\n")
+    library_root.ldconfig()
+    before = etc(library_root)
+    assert mend(state="absent")["changed"] is False
+    assert etc(library_root) == before
+
+
+def test_our_folder_is_for_everyone_whatever_the_umask(library_root, mend, tmp_path):
+    params = has_more_than_the_driver(library_root)[1]
+    root = library_root.root / str(tmp_path / "new").lstrip("/")
+    root.mkdir()
+    (tmp_path / "new").symlink_to(root)
+    os.umask(0o077)
+    did = mend(root=str(tmp_path / "new/root"), **params)
+    assert (did.get("msg"), did["findings"]) == (None, [])
+    assert [stat.S_IMODE(os.stat(root / path).st_mode) for path in ("root", "root/libraries")] == [
+        0o755, 0o755]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder away")
+@pytest.mark.parametrize("whose", ["driver", "links"])
+def test_no_folder_that_a_user_can_write_is_searched_by_everyone(library_root, mend, whose):
+    """Neither with theirs in it nor one of ours that is in their hands."""
+    folder = library_root.outside + "/lib"
+    library_root.move_driver(folder)
+    params = place(folder)
+    os.chown({"driver": folder, "links": library_root.state}[whose], 1000, 1000)
+    before = etc(library_root)
+    did = mend(**params)
+    assert [one["id"] for one in did["findings"]] == ["libcuda-unlisted"]
+    assert (did["remedies"], bool(did["environment"])) == ([], True)
+    assert etc(library_root) == before
+    # What needs no folder to be named is mended all the same.
+    missing(library_root)
+    did = mend(**params)
+    assert (did.get("msg"), did["actions"]) == (None, ["make %s anew" % CACHE])
+    assert CACHE[1:] in library_root.snapshot()
+
+
+@pytest.fixture
+def closed(library_root, monkeypatch):
+    """Have a folder that even root cannot write, as on a file system that is mounted read-only."""
+    folders = []
+    may = os.access
+
+    def refused(path, mode, **how):
+        real = os.path.realpath(path)
+        return may(path, mode, **how) and not (mode & os.W_OK and any(
+            real.startswith(os.path.realpath(library_root.path(one))) for one in folders))
+
+    monkeypatch.setattr(os, "access", refused)
+    return folders.append
+
+
+def test_a_link_in_a_folder_that_cannot_be_written_is_left_and_told(library_root, mend, doctor,
+                                                                   closed):
+    closed("/opt/nfs")
+    compiled(library_root.path("/opt/nfs/libnew.so.1.2.3"), "libnew.so.1")
+    library_root.configure("nfs", "/opt/nfs")
+    missing(library_root)
+    did = mend()
+    assert (did.get("msg"), did["findings"]) == (None, [])
+    assert did["reasons"][-1] == (
+        "/opt/nfs/libnew.so.1 cannot be made: its folder cannot be written")
+    assert os.listdir(library_root.path("/opt/nfs")) == ["libnew.so.1.2.3"]
+    assert mend()["changed"] is False
+
+
+@pytest.mark.parametrize("also", [lambda host: None, missing, lacks_one])
+@pytest.mark.parametrize("link", ["dangling", "gone"])
+def test_engines_are_led_around_a_link_that_cannot_be_made(library_root, mend, closed, link, also):
+    """Once, whatever else is mended beside it."""
+    path = library_root.path("/usr/lib/gpu/libcuda.so.1")
+    path.unlink()
+    if link == "dangling":
+        path.symlink_to("libcuda.so.535.1.1")
+    also(library_root)
+    closed("/usr/lib/gpu")
+    before = sorted(os.listdir(path.parent))
+    did = mend()
+    assert did.get("msg") is None
+    assert [one["id"] for one in did["findings"]] == [
+        "link-dangling" if link == "dangling" else "linker-cache-stale"]
+    assert (did["remedies"], did["blocks"]) == ([], [])
+    assert "cannot be made" in " ".join(did["reasons"])
+    folder = library_root.state + "/libraries"
+    assert did["environment"] == {"TRITON_LIBCUDA_PATH": folder, "LD_LIBRARY_PATH": folder}
+    assert library_root.leads_to(folder + "/libcuda.so.1") == "/usr/lib/gpu/libcuda.so." + VERSION
+    assert sorted(os.listdir(path.parent)) == before
+    assert "libnew" not in str(did["findings"]), "what can be mended is"
+    again = mend()
+    assert (again["changed"], again["environment"]) == (False, did["environment"])
+
+
+def test_a_driver_in_a_folder_that_cannot_be_written_is_named(library_root, mend, closed):
+    unlisted(library_root)
+    compiled(library_root.path("/usr/local/nvidia/lib64/libnvidia-ml.so." + VERSION),
+             "libnvidia-ml.so.1")
+    closed("/usr/local/nvidia")
+    did = mend()
+    assert (did.get("msg"), did["findings"], did["environment"]) == (None, [], {})
+
+
+def test_a_cache_that_is_a_link_is_replaced_by_a_file(library_root, mend, doctor):
+    path = library_root.path(CACHE)
+    for target in ("../var/cut", "ld.so.cache"):
+        library_root.path("/var/cut").write_bytes(b"cut")
+        path.unlink()
+        path.symlink_to(target)
+        assert doctor() == ["linker-cache-damaged"]
+        did = mend()
+        assert (did.get("msg"), did["findings"], path.is_symlink()) == (None, [], False)
+        assert library_root.path("/var/cut").read_bytes() == b"cut"
+
+
+def test_without_root_what_does_not_concern_engines_is_only_told(library_root, mend, doctor,
+                                                                 no_root):
+    lacks_one(library_root)
+    # Also where nothing says which of two drivers is right.
+    library_root.driver("/usr/lib/znew", "560.35.03")
+    before = library_root.snapshot()
+    did = mend()
+    assert "linker-cache-stale" in [one["id"] for one in did["findings"]]
+    assert (did["changed"], did["environment"], did["blocks"]) == (False, {}, [])
+    assert library_root.snapshot() == before
+
+
+def test_engines_get_no_libraries_of_the_toolkit(library_root, mend, no_root):
+    for name in ("libnvrtc.so.11.2", "libnvJitLink.so.12", "libnvinfer.so.8"):
+        compiled(library_root.path("/usr/lib/gpu/" + name), name)
+    compiled(library_root.path("/usr/lib/gpu/libnvidia-ml.so.1"), "libnvidia-ml.so.1")
+    missing(library_root)
+    assert mend()["environment"] != {}
+    assert sorted(os.listdir(library_root.state + "/libraries")) == [
+        "libcuda.so", "libcuda.so.1", "libcuda.so." + VERSION, "libnvidia-ml.so.1"]
+
+
+def test_our_links_follow_an_update_of_the_driver(library_root, mend, doctor, no_root):
+    """An engine that was started with them may run on, and start again."""
+    missing(library_root)
+    folder = mend()["environment"]["TRITON_LIBCUDA_PATH"]
+    library_root.ldconfig()
+    did = mend()
+    assert (did["changed"], did["environment"]) == (False, {}), "somebody has mended it"
+    shutil.rmtree(library_root.path("/usr/lib/gpu"))
+    library_root.driver("/usr/lib/gpu", "560.35.03")
+    library_root.ldconfig()
+    new = "/usr/lib/gpu/libcuda.so.560.35.03"
+    assert library_root.leads_to(folder + "/libcuda.so.1") == new, "at once"
+    assert doctor() == []
+    did = mend()
+    assert (did["changed"], did["environment"]) == (True, {})
+    for name in os.listdir(folder):
+        assert library_root.leads_to(os.path.join(folder, name)) == new
+    assert mend()["changed"] is False
+
+
+def test_what_is_told_can_be_told_whatever_names_there_are(library_root, doctor, mend,
+                                                           monkeypatch):
+    name = os.fsdecode(os.fsencode(library_root.outside) + b"/\xff\x1b[31m{{ 1 }}%s")
+    library_root.move_driver(name)
+    missing(library_root)
+    monkeypatch.setenv("LD_LIBRARY_PATH", name)
+    assert doctor() == ["libcuda-unlisted", "linker-cache-missing"]
+    did = mend()
+    assert (did.get("msg"), did["findings"]) == (None, [])
+    assert "\x1b" not in "".join(did["actions"])
+    json.dumps(did, ensure_ascii=False).encode()
+    assert mend()["changed"] is False
+    missing(library_root)
+    monkeypatch.setattr(linker_cache, "loads", lambda *_: ["a program gets " + name])
+    assert "a program gets %s/\\xff\x1b[31m{{ 1 }}%%s" % library_root.outside in mend()["msg"]
 
 
 # state=absent
@@ -588,17 +946,25 @@ def folders_of_ours(now, before):
             and not path.endswith(".lock")}
 
 
-def test_an_order_that_cannot_be_changed_is_told_and_nothing_else_is(library_root, mend):
+def test_engines_are_led_around_an_order_that_cannot_be_changed(library_root, mend):
     """A stub that ld.so.conf itself names comes before all that its folder names."""
     library_root.stub("/opt/toolkit/lib")
     library_root.path("/etc/ld.so.conf").write_text(
         "/opt/toolkit/lib\ninclude /etc/ld.so.conf.d/*.conf\n")
     library_root.ldconfig()
-    before = library_root.snapshot()
+    before = etc(library_root)
     did = mend()
-    assert did["failed"] is True
-    assert "After the repair it is not right: the loader takes the stub" in did["msg"]
-    assert folders_of_ours(library_root.snapshot(), before) == before
+    assert [one["id"] for one in did["findings"]] == ["libcuda-stub-first"]
+    assert set(did["environment"]) == {"TRITON_LIBCUDA_PATH", "LD_LIBRARY_PATH"}
+    assert did["remedies"] == []
+    assert etc(library_root) == before
+    assert mend()["changed"] is False
+
+
+def etc(library_root):
+    """What the system has, without what is ours."""
+    return {path: what for path, what in library_root.snapshot().items()
+            if str(path).lstrip("/").startswith("etc")}
 
 
 def test_a_cache_without_libc_is_no_repair(library_root, mend):
@@ -616,7 +982,7 @@ def test_a_disk_that_is_full_leaves_everything_as_it_was(library_root, mend, bro
 case "$*" in *" -C "*) echo half > "$2/etc/.ld.so.cache.firstlight~"
     echo "ldconfig: Writing of cache data failed: No space left on device" >&2; exit 1;;
 esac
-exec /sbin/ldconfig "$@" """)
+exec %s "$@" """ % LDCONFIG)
     before = library_root.snapshot()
     did = mend(**broken)
     assert did["failed"] is True
@@ -629,14 +995,68 @@ exec /sbin/ldconfig "$@" """)
 def test_a_cache_that_is_not_whole_is_never_put_in_place(library_root, mend, written):
     library_root.tool("""
 case "$*" in *" -C "*) %s; exit 0;; esac
-exec /sbin/ldconfig "$@" """ % {
+exec %s "$@" """ % ({
         "nothing": ":", "an empty cache": ': > "$2/etc/.ld.so.cache.firstlight"',
-        "half": 'head -c 60 "$2/kept" > "$2/etc/.ld.so.cache.firstlight"'}[written])
+        "half": 'head -c 60 "$2/kept" > "$2/etc/.ld.so.cache.firstlight"'}[written], LDCONFIG))
     library_root.path(CACHE).rename(library_root.path("/kept"))
     before = library_root.snapshot()
     did = mend()
     assert did["failed"] is True
     assert "ldconfig made a cache that is " in did["msg"]
+    assert folders_of_ours(library_root.snapshot(), before) == before
+
+
+def test_the_cache_is_for_everyone_whatever_ldconfig_makes_of_it(library_root, mend):
+    library_root.tool("""%s "$@" || exit
+case "$*" in *" -C "*) chmod 0600 "$2/etc/.ld.so.cache.firstlight";; esac""" % LDCONFIG)
+    missing(library_root)
+    assert mend()["findings"] == []
+    assert stat.S_IMODE(os.stat(library_root.path(CACHE)).st_mode) == 0o644
+
+
+def by_name_and_by_path(**got):
+    """What a fresh process gets; ``own`` is what cuInit gives by the library's own path."""
+    told = {"path": "/gpu/libcuda.so.550.1", "init": 0, "error": "", "own": 0, **got}
+
+    def load(library, init, env=None):
+        if library.startswith("/"):
+            return cuda_probe.Loaded(library, told["own"], "", None, "", False)
+        assert (init, env) == (True, {"TRITON_LIBCUDA_PATH": "/ours"})
+        return cuda_probe.Loaded(told["path"], told["init"], "", None, told["error"], False)
+
+    return load
+
+
+@pytest.mark.parametrize("got, wrong", [
+    ({}, None), ({"init": 999, "own": 999}, None), ({"path": "/same/libcuda.so.550.1"}, None),
+    # On purpose, as CUDA starts with it.
+    ({"path": "/compat/libcuda.so.550.1"}, None),
+    ({"path": "/compat/libcuda.so.550.1", "init": 804, "own": 804}, "gets /compat/libcuda"),
+    ({"path": "/stubs/libcuda.so"}, "gets /stubs/libcuda.so, not /gpu/libcuda.so.550.1"),
+    ({"path": None, "error": "no such file"}, "gets no such file, not /gpu/libcuda.so.550.1"),
+    ({"init": 803, "own": 0}, "cuInit gives 803 (), and 0 with the library's own path")])
+def test_what_a_fresh_process_gets_is_the_proof(tmp_path, monkeypatch, got, wrong):
+    def library(folder, kind="driver"):
+        return {"folder": folder, "kind": kind, "real": folder + "/libcuda.so.550.1",
+                "version": "550.1", "listed": folder == "/gpu", "configured": True}
+
+    monkeypatch.setattr(cuda_probe, "load", by_name_and_by_path(**got))
+    host = linker_cache.Host({"root": str(tmp_path)}, "/")
+    steps = types.SimpleNamespace(repair=types.SimpleNamespace(
+        environment={"TRITON_LIBCUDA_PATH": "/ours"}, left=[]))
+    said = linker_cache.loads(host, steps, {
+        "libraries": [library("/gpu"), library("/same"), library("/stubs", "stub"),
+                      library("/compat", "compat")],
+        "driver_loaded": True, "kernel_module": "550.1"})
+    assert (said == []) is (wrong is None)
+    assert wrong is None or wrong in said[0]
+
+
+def test_a_process_that_gets_another_library_is_no_repair(library_root, mend, monkeypatch):
+    missing(library_root)
+    before = library_root.snapshot()
+    monkeypatch.setattr(linker_cache, "loads", lambda *_: ["a program gets another"])
+    assert mend()["msg"].startswith("After the repair it is not right: a program gets another")
     assert folders_of_ours(library_root.snapshot(), before) == before
 
 
@@ -722,15 +1142,80 @@ def test_a_repair_that_was_killed_is_put_back_and_done_by_the_next(library_root,
     assert (again["changed"], again["recovered"]) == (False, False)
 
 
+def test_a_link_that_was_not_yet_in_its_place_is_removed(library_root, mend):
+    """Killed between the making of a link beside its place and the move there."""
+    dangling(library_root)
+    folder = library_root.path("/usr/lib/gpu")
+
+    def stays_before_the_move(ready):
+        move = os.rename
+
+        def waits(source, target):
+            if str(source).endswith(".libcuda.so.1.new"):
+                ready()
+                time.sleep(600)
+            move(source, target)
+
+        os.rename = waits
+
+    with beside(library_root, {}, stays_before_the_move) as process:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(30)
+    assert (folder / ".libcuda.so.1.new").is_symlink()
+    did = mend()
+    assert (did["recovered"], did["findings"]) == (True, [])
+    assert sorted(os.listdir(folder)) == ["libcuda.so.1", "libcuda.so." + VERSION]
+
+
+def test_a_cache_that_others_made_after_a_kill_loses_no_driver(library_root, mend, doctor):
+    """Our file is put back, so the folder that their cache lists is named by none."""
+    unlisted(library_root)
+    with beside(library_root, {}, stays_before_the_cache) as process:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(30)
+    assert library_root.path(CONF).exists()
+    library_root.ldconfig()
+    did = mend()
+    assert (did["recovered"], did["findings"]) == (True, [])
+    library_root.ldconfig()
+    assert doctor() == []
+
+
+def stays_before_the_cache(ready):
+    def build(*_):
+        ready()
+        time.sleep(600)
+
+    linker_cache.build = build
+
+
+def test_what_can_be_put_back_is_where_something_cannot(library_root, mend, monkeypatch):
+    unlisted(library_root)
+    before = library_root.snapshot()
+    write = paths.write
+
+    def no_space(path, *more, **how):
+        if str(path) == str(library_root.path(CACHE)):
+            raise OSError(28, "No space left on device", path)
+        write(path, *more, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "write", no_space)
+        patch.setattr(linker_cache, "loads", lambda *_: ["a program gets another"])
+        did = mend()
+    assert did["failed"] is True
+    assert "a program gets another" in did["msg"]
+    assert "Putting everything back failed too" in did["msg"]
+    assert "No space left on device" in did["msg"]
+    assert not library_root.path(CONF).exists()
+    # The next run puts back the rest first.
+    monkeypatch.setattr(linker_cache, "loads", lambda *_: ["a program gets another"])
+    assert mend()["msg"].endswith("Everything is as it was before.")
+    assert folders_of_ours(library_root.snapshot(), before) == before
+
+
 def test_a_repair_that_was_killed_before_the_cache_leaves_what_is_wrong(library_root, mend,
                                                                        doctor):
-    def stays_before_the_cache(ready):
-        def build(*_):
-            ready()
-            time.sleep(600)
-
-        linker_cache.build = build
-
     everything_wrong(library_root)
     params = place(os.path.join(library_root.outside, "two\nlines"))
     with beside(library_root, params, stays_before_the_cache) as process:
@@ -800,7 +1285,7 @@ def test_who_waits_too_long_is_told_of_the_other(library_root, mend, monkeypatch
     before = library_root.snapshot()
     folder = os.path.join(library_root.state, "journal")
     monkeypatch.setattr(linker_cache.library_path, "journal",
-                        lambda root: Transaction(folder, "linker_cache", wait_s=0))
+                        lambda root, undo=None: Transaction(folder, "linker_cache", wait_s=0))
     with Transaction(folder, "linker_cache"):
         did = mend()
     assert did["failed"] is True
@@ -904,12 +1389,27 @@ def test_a_read_only_etc_is_gone_around_and_that_is_proven(own):
     assert did["environment"] == {"TRITON_LIBCUDA_PATH": folder, "LD_LIBRARY_PATH": folder}
     assert sorted(one["id"] for one in did["findings"]) == [
         "libcuda-unlisted", "linker-cache-missing", "root-read-only"]
-    assert did["stops_triton"] == []
+    assert did["blocks"] == []
     again = own.mend(first=read_only)
     assert (again["changed"], again["environment"]) == (False, did["environment"])
     # Once it can be written, it is mended, and engines need nothing any more.
     did = own.mend()
     assert (did["findings"], did["environment"]) == ([], {})
+
+
+def test_a_cache_that_is_mounted_is_gone_around(own):
+    """Of a file of the same file system, only the list of mounts tells it."""
+    cache = own.run.etc / "ld.so.cache"
+    cache.write_bytes(b"")
+    mounted = "mount --bind /etc/ld.so.cache /etc/ld.so.cache"
+    did = own.mend(first=mounted)
+    assert (did.get("msg"), did["changed"]) == (None, True)
+    assert "linker-cache-empty" in [one["id"] for one in did["findings"]]
+    assert (did["remedies"], did["blocks"]) == ([], [])
+    assert set(did["environment"]) == {"TRITON_LIBCUDA_PATH", "LD_LIBRARY_PATH"}
+    assert own.mend(first=mounted)["changed"] is False
+    assert cache.read_bytes() == b""
+    assert own.mend()["findings"] == []
 
 
 def test_a_disk_that_is_really_full_leaves_everything_as_it_was(own):

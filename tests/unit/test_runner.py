@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -130,11 +131,17 @@ def test_a_complaint_takes_what_there_is():
     assert Ran(["t"], 1, "", "", "").complaint() == "t (exit 1): nothing"
 
 
-def test_a_tool_that_does_not_end_leaves_no_pipe_open():
-    before = set(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        assert python("import time; time.sleep(600)", timeout_s=0.3).rc is None
-    assert set(os.listdir("/proc/self/fd")) == before
+def test_a_tool_that_does_not_end_leaves_no_pipe_open(monkeypatch):
+    def popen(*args, **kwargs):
+        tools.append(start(*args, **kwargs))
+        return tools[-1]
+
+    tools, start = [], subprocess.Popen
+    monkeypatch.setattr(runner.subprocess, "Popen", popen)
+    assert python("import time; time.sleep(600)", timeout_s=0.3).rc is None
+    tool, = tools
+    assert tool.stdout.closed
+    assert tool.stderr.closed
 
 
 def test_a_tool_that_cannot_be_ended_is_not_waited_for(monkeypatch):

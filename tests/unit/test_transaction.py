@@ -274,6 +274,34 @@ def test_a_recovery_that_fails_frees_the_lock_and_can_be_tried_again(journal, tm
     assert not (tmp_path / "file").exists()
 
 
+def test_one_that_cannot_be_put_back_keeps_no_other_from_it(journal, tmp_path, monkeypatch):
+    names = ["first", "second", "third"]
+    for name in names:
+        (tmp_path / name).write_text("old")
+    write, undone = paths.write, []
+
+    def no_space(to, *more, **how):
+        if to == str(tmp_path / "second") and more[0] == b"old":
+            raise OSError(28, "No space left on device", to)
+        write(to, *more, **how)
+
+    monkeypatch.setattr(paths, "write", no_space)
+    with pytest.raises(RollbackFailed) as caught, \
+            change(journal, lambda: undone.append(1)) as failing:
+        for name in names:
+            failing.write(str(tmp_path / name), b"new")
+        raise Failed("the engine died")
+    assert [(tmp_path / name).read_text() for name in names] == ["old", "new", "old"]
+    assert undone == [], "the world would follow what is half back"
+    for said in ("the engine died", "No space left on device", str(journal / "one.json")):
+        assert said in str(caught.value)
+    monkeypatch.undo()
+    with change(journal, lambda: undone.append(1)) as next_run:
+        assert next_run.recovered
+    assert [(tmp_path / name).read_text() for name in names] == ["old", "old", "old"]
+    assert undone == [1]
+
+
 @pytest.mark.parametrize("content", [
     b"", b'{"entries": [{"path": "/x", "ki', b"\xff\xfe", b"[]", b"null", b'{"entries": 5}',
     b'{"entries": [{"kind": "absent"}]}', b'{"entries": [{"path": "/x/y", "kind": "odd"}]}',
@@ -533,6 +561,7 @@ def test_a_folder_with_something_in_it_is_not_removed(journal, tmp_path):
 def test_what_is_not_there_is_removed_without_a_word(journal, tmp_path):
     with change(journal) as removing:
         removing.remove(str(tmp_path / "nowhere"))
+    assert sorted(os.listdir(tmp_path)) == ["journal"]
 
 
 def test_what_is_to_be_taken_has_to_be_there(journal, tmp_path):
@@ -554,6 +583,44 @@ def test_a_link_is_made_in_a_folder_that_is_made_for_it(journal, tmp_path):
         linking.link(str(link), "elsewhere")
     assert os.readlink(link) == "elsewhere"
     assert os.listdir(tmp_path / "new") == ["link"]
+
+
+@pytest.mark.parametrize("before", ["file", "link", "absent"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_link_that_was_made_beside_its_place_does_not_stay(journal, tmp_path, monkeypatch, before,
+                                                             killed):
+    path = tmp_path / "path"
+    before_it(path, before)
+    was = as_it_is(path)
+
+    def ends(*_):
+        raise Failed
+
+    begun = change(journal)
+    begun.__enter__()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", lambda source, to: (
+            ends() if to == str(path) else os.replace(source, to)))
+        with pytest.raises(Failed):
+            begun.link(str(path), "new")
+    assert os.readlink(tmp_path / ".path.new") == "new"
+    if killed:
+        begun._lock.__exit__()
+        with change(journal) as next_run:
+            assert next_run.recovered
+    else:
+        begun.__exit__(Failed, Failed("scripted"), None)
+    assert as_it_is(path) == was
+    assert not os.path.lexists(tmp_path / ".path.new")
+
+
+def test_a_file_of_that_name_is_not_ours_to_remove(journal, tmp_path):
+    theirs = tmp_path / ".path.new"
+    theirs.write_text("theirs")
+    with pytest.raises(Failed), change(journal) as failing:
+        failing.write(str(tmp_path / "path"), b"new")
+        raise Failed
+    assert theirs.read_text() == "theirs"
 
 
 def test_only_the_mode_changed_and_comes_back(journal, tmp_path):

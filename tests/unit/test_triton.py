@@ -13,8 +13,16 @@ PYTHON = "/opt/vllm/bin/python"
 MISSING = findings.finding(
     "linker-cache-missing", "the library path", "/etc/ld.so.cache does not exist",
     "the linker cache", "run /sbin/ldconfig as root", needs_root=True)
-LED = {"environment": {"TRITON_LIBCUDA_PATH": "/state/libraries"}, "stops_triton": []}
-STUCK = {"environment": {}, "stops_triton": [MISSING]}
+LED = {"environment": {"TRITON_LIBCUDA_PATH": "/state/libraries"}, "blocks": []}
+
+
+def stuck(stops="triton", python="", **more):
+    """A host on which something stops engines, all of them or those of one Python."""
+    return {"environment": {}, "blocks": [{"stops": stops, "python": python, "finding": MISSING}],
+            **more}
+
+
+STUCK = stuck()
 
 
 def own(version="0.24.0", model="Llama-3.1-8B", **more):
@@ -88,10 +96,69 @@ def test_the_last_resort_has_one_device():
     assert refused["subject"].startswith("inference_endpoints[0]")
 
 
+def test_flags_of_which_nothing_is_known_to_take_a_kernel_are_taken():
+    plan = planner.only(planner.plan(
+        h100(), own("0.15.1", extra_args=["--enforce-eager", "--seed=7"]), library_path=STUCK))
+    assert plan["command"]["argv"].count("--enforce-eager") == 1
+
+
+@pytest.mark.parametrize("stops", ["cuda", "both"])
+@pytest.mark.parametrize("version", ["0.15.1", "0.24.0"])
+def test_without_cuda_there_is_no_last_resort(stops, version):
+    refused = planner.refusal(planner.plan(h100(), own(version), library_path=stuck(stops)))
+    assert refused["id"] == "plan-cuda-cannot-start"
+    assert refused["remedy"] == "run /sbin/ldconfig as root"
+
+
+def test_what_stops_one_python_stops_no_other():
+    other = stuck(python="/opt/other/bin/python")
+    assert planner.only(planner.plan(h100(), own(), library_path=other)) \
+        == planner.only(planner.plan(h100(), own()))
+    refused = planner.refusal(planner.plan(h100(), own(), library_path=stuck(python=PYTHON)))
+    assert refused["id"] == "plan-triton-cannot-work"
+
+
+@pytest.mark.parametrize("version", ["0.15.1", "0.24.0"])
+def test_what_runs_is_left_alone_and_the_reason_says_that_it_could_not_start(version):
+    first = planner.only(planner.plan(h100(), own(version)))
+    state = planner.state({"chat": planner.serving(first)})
+    kept = planner.only(planner.plan(h100(), own(version), library_path=STUCK, state=state))
+    assert kept["hash"] == first["hash"]
+    assert any("could not be started now" in one for one in kept["reasons"])
+    gone = planner.state({"chat": planner.serving(first, pids=(), condition="stopped")})
+    assert planner.plan(h100(), own(version), library_path=STUCK, state=gone) \
+        != planner.plan(h100(), own(version), library_path=STUCK, state=state)
+
+
+def test_what_runs_as_the_last_resort_is_kept_and_left_when_triton_works_again():
+    first = planner.only(planner.plan(h100(), own("0.15.1"), library_path=STUCK))
+    state = planner.state({"chat": planner.serving(first)})
+    kept = planner.only(planner.plan(h100(), own("0.15.1"), library_path=STUCK, state=state))
+    assert kept["hash"] == first["hash"]
+    well = planner.only(planner.plan(h100(), own("0.15.1"), state=state))
+    assert "--enforce-eager" not in well["command"]["argv"]
+
+
+def test_llama_cpp_of_the_host_needs_the_loader_alone():
+    asked = {"model": planner.FOLDER + "Llama-3.1-8B.gguf", "engine": "llama_cpp",
+             "engine_binary": "/opt/llama/llama-server", "engine_version": "11434"}
+    led = {"environment": {"TRITON_LIBCUDA_PATH": "/s", "LD_LIBRARY_PATH": "/s"}, "blocks": []}
+    plan = planner.only(planner.plan(h100(), asked, library_path=led))
+    assert plan["env"].get("LD_LIBRARY_PATH") == "/s"
+    assert "TRITON_LIBCUDA_PATH" not in plan["env"]
+    assert planner.only(planner.plan(h100(), asked, library_path=STUCK)) \
+        == planner.only(planner.plan(h100(), asked))
+    refused = planner.refusal(planner.plan(h100(), asked, library_path=stuck("both")))
+    assert refused["id"] == "plan-cuda-cannot-start"
+    assert refused["subject"].endswith("engine_binary")
+
+
 @pytest.mark.parametrize("asked", [
     own("0.15.1", model="Mixtral-8x7B"),
     own("0.15.1", extra_args=["--enable-lora"]),
     own("0.15.1", extra_args=["--kv_cache_dtype=fp8"]),
+    own("0.15.1", extra_args=["--no-enforce-eager"]),
+    own("0.15.1", extra_args=["--attention-backend=TRITON_ATTN"]),
 ])
 def test_what_the_row_does_not_speak_of_is_refused(asked):
     refused = planner.plan(planner.host("h200", 1), asked, library_path=STUCK)["refusals"]

@@ -12,10 +12,6 @@ from ..runner import run
 
 LIMIT_S = 30.0
 STUB_LIBRARY = 34
-SYSTEM_NOT_READY = 802
-DRIVER_MISMATCH = 803
-COMPAT_NOT_SUPPORTED = 804
-NVML_MISMATCH = 18
 
 # Alone in its process: a driver that hangs or crashes takes nothing with it.
 CHILD = r"""
@@ -23,8 +19,9 @@ import ctypes, json, os, sys
 said = {"path": None, "init": None, "text": "", "nvml": None, "error": ""}
 try:
     cuda = ctypes.CDLL(sys.argv[1])
-except OSError as problem:
-    said["error"] = str(problem)
+except (OSError, ValueError) as problem:
+    # What cannot be said where a path is no text is a ValueError here and below.
+    said["error"] = str(problem) or "the loader gives no reason"
 else:
     with open("/proc/self/maps", errors="surrogateescape") as maps:
         # The kernel writes a line break in a name so.
@@ -36,13 +33,13 @@ else:
         text = ctypes.c_char_p()
         try:
             cuda.cuGetErrorString(said["init"], ctypes.byref(text))
-        except AttributeError:
+        except (AttributeError, ValueError):
             pass
         said["text"] = (text.value or b"").decode("utf-8", "replace")
         try:
             nvml = ctypes.CDLL("libnvidia-ml.so.1")
             said["nvml"] = nvml.nvmlInit_v2()
-        except (OSError, AttributeError):
+        except (OSError, AttributeError, ValueError):
             pass
 print("\n" + json.dumps(said), flush=True)
 os._exit(0)  # what a library does when a program ends has no part in it

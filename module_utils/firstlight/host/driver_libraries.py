@@ -8,6 +8,7 @@ import glob
 import os
 import platform
 import re
+import stat
 import struct
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
@@ -22,8 +23,12 @@ LEAST_MAJOR = 100
 STUB_BYTES = 2**20
 """A stub has some 40 KB, a driver's library 20 MB and more: what is smaller has to be asked."""
 
-DRIVER = re.compile(r"lib(cuda\.so|cudadebugger\.so|nv|\w+_nvidia\.|dxcore\.|d3d12)")
-"""Names of the libraries that come with a libcuda and that it looks for."""
+DRIVER = re.compile(
+    r"lib(cuda\.so|cudadebugger\.so|nvidia-|nvcuvid|nvoptix|\w+_nvidia\.|dxcore\.|d3d12"
+    # Of a Jetson's driver.
+    r"|nv(rm|os|sci|gpu|cudla|dla|tegra|buf|media|socsys|dc|vic|tvmr|colorutil|imp))")
+"""Names of the libraries that come with a libcuda and that it looks for. Those of the toolkit
+(nvrtc, nvJitLink, nvinfer, nvblas and more) are none of them."""
 
 # e_machine of an ELF header (elf.h).
 MACHINES = {"x86_64": 62, "aarch64": 183}
@@ -57,6 +62,8 @@ class Library(NamedTuple):
     """Versions of further libcuda in the same folder."""
     configured: bool
     listed: bool
+    safe: bool
+    """Whether nobody but root can put another library in its place."""
     why: str
 
 
@@ -125,7 +132,29 @@ def read(reader: Reader, place: Place, configured: Set[str],
         place.folder, _kind(place, real, size, version), os.path.join(place.folder, best),
         "/" + os.path.relpath(real, reader.path("/")), size, version, links[SONAME], links[PLAIN],
         sorted({one for one in map(told, versions.values()) if one and one != version}),
-        real_folder in configured, real_folder in listed, place.why), dangling
+        real_folder in configured, real_folder in listed,
+        safe(os.path.join(here, best)), place.why), dangling
+
+
+def safe(path: str) -> bool:
+    """Whether nobody but root (and whoever asks) can change what is under a path, made or not."""
+    if not os.path.exists(path):
+        above = os.path.dirname(path)
+        # In a sticky folder as /tmp anybody can make what is not there.
+        return not os.path.islink(path) and safe(above) and not (
+            os.path.exists(above) and os.stat(above).st_mode & 0o022)
+    while True:
+        found, itself = os.stat(path), os.lstat(path)
+        mine = {found.st_uid, itself.st_uid} <= {0, os.geteuid()}
+        # In a sticky folder as /tmp nobody removes what is another's.
+        if not mine or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
+            return False
+        above = os.path.dirname(path)
+        if stat.S_ISLNK(itself.st_mode) and not safe(os.path.join(above, os.readlink(path))):
+            return False
+        if path == above:
+            return True
+        path = above
 
 
 def told(version: str) -> Optional[str]:

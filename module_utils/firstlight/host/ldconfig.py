@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -16,6 +17,9 @@ TOOL = "/sbin/ldconfig"
 """The path that Triton has written into it, from 2.2.0 on."""
 CACHE = "/etc/ld.so.cache"
 CONFIGURED = "/etc/ld.so.conf.d"
+CONF = CONFIGURED + "/0-0000-firstlight.conf"
+"""Our file: the first of its folder, whether names are sorted by bytes or by a language, so that
+what it names comes before a stub or a library for compatibility; CUDA's own begin with ``000``."""
 
 # dl-cache.h of glibc: the format since 2.2, and the one before, which may stand in front of it.
 NEW_MAGIC = b"glibc-ld.so.cache1.1"
@@ -28,6 +32,10 @@ OLD_ENTRY = struct.Struct("=iII")
 EXTENSION_MAGIC = 0xEAA42174
 EXTENSION = struct.Struct("=II")
 SECTION = struct.Struct("=IIII")
+
+MOUNTS = "/proc/self/mountinfo"
+# How a space, a tab, a line break and a backslash are written there.
+ESCAPED = re.compile(r"\\([0-7]{3})")
 
 ELF = b"\x7fELF"
 LIMIT_S = 20.0
@@ -45,12 +53,13 @@ class Cache(NamedTuple):
 
     ``state`` is ``ok``, ``missing``, ``empty``, ``damaged``, ``directory``, ``unreadable`` (to
     others than root) or ``unknown`` (to whoever asks). ``detail`` says in words what was read.
-    ``movable``: of a directory, whether it is empty and no mount point.
+    ``movable``: whether another can take its place: it is no mount point, nor a directory with
+    something in it.
     """
 
     state: str
     detail: str
-    movable: bool = False
+    movable: bool = True
 
 
 class Configured(NamedTuple):
@@ -67,16 +76,37 @@ class Configured(NamedTuple):
 def cache(reader: Reader) -> Cache:
     """How the cache file is, without asking ldconfig, which lists garbage from some broken ones."""
     path = reader.path(CACHE)
+    read = _read(path)
+    return read._replace(movable=read.movable and not _is_mounted(path))
+
+
+def _is_mounted(path: str) -> bool:
+    """Whether something is mounted there; of a file of the same file system ``ismount`` is blind.
+
+    A link can be replaced, wherever it leads.
+    """
+    here = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    try:
+        with open(MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
+            places = [line.split(" ")[4] for line in file]
+    except (OSError, IndexError):
+        return os.path.ismount(here)
+    return here in (ESCAPED.sub(lambda found: chr(int(found.group(1), 8)), place)
+                    for place in places)
+
+
+def _read(path: str) -> Cache:
     try:
         found = os.stat(path)
     except FileNotFoundError:
         # A link that leads nowhere is no cache either.
         return Cache("missing", "%s does not exist" % CACHE)
     except OSError as problem:
-        return Cache("unknown", "%s: %s" % (CACHE, problem.strerror))
+        # A link to itself can be replaced as any other broken cache.
+        state = "damaged" if problem.errno == errno.ELOOP else "unknown"
+        return Cache(state, "%s: %s" % (CACHE, problem.strerror))
     if stat.S_ISDIR(found.st_mode):
-        return Cache("directory", "%s is a directory" % CACHE,
-                     not os.path.ismount(path) and not os.listdir(path))
+        return Cache("directory", "%s is a directory" % CACHE, not os.listdir(path))
     if not stat.S_ISREG(found.st_mode):
         return Cache("damaged", "%s is no regular file" % CACHE)
     try:
@@ -213,10 +243,14 @@ def configured(text: str) -> Configured:
 
 
 class Compared(NamedTuple):
-    """A listing held against what would be listed: paths, each sorted."""
+    """A listing held against what would be listed: paths, each sorted.
+
+    ``strays`` are there and listed, and lie in folders that are not configured.
+    """
 
     unlisted: List[str]
     gone: List[str]
+    strays: List[str]
 
 
 def compare(reader: Reader, there: Set[Entry], wanted: Configured) -> Compared:
@@ -240,9 +274,23 @@ def compare(reader: Reader, there: Set[Entry], wanted: Configured) -> Compared:
     unlisted = sorted(
         os.path.join(*entry) for entry in lacking
         if settled(entry) not in known and is_library(reader, entry[0], wanted.entries[entry]))
-    gone = sorted(os.path.join(*entry) for entry in over if settled(entry) not in wished
-                  and not os.path.exists(reader.path(os.path.join(*entry))))
-    return Compared(unlisted, gone)
+    rest = [entry for entry in over if settled(entry) not in wished]
+    gone = {entry for entry in rest if _is_gone(reader.path(os.path.join(*entry)))}
+    configured_ = {os.path.realpath(reader.path(folder)) for folder in wanted.folders}
+    strays = [entry for entry in rest if entry not in gone and settled(entry)[0] not in configured_]
+    return Compared(unlisted, *(sorted(os.path.join(*entry) for entry in entries)
+                                for entries in (gone, strays)))
+
+
+def _is_gone(path: str) -> bool:
+    """Whether it is not there. What this user may not see may be."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def is_library(reader: Reader, folder: str, file: str) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any, Dict, List
 
-from ..findings import SEVERITIES, Finding, shown
+from ..findings import SEVERITIES, Finding, finding, shown
 from .health import VERDICTS
 from .table import columns
 
@@ -16,6 +16,8 @@ Report = Dict[str, Any]
 SCREEN = 24
 """Lines of a terminal."""
 WIDTH = 100
+UNKNOWN = "unknown"
+"""Class and verdict of a host that was not judged."""
 
 
 def with_checks(health: Report, checks: Dict[str, Any]) -> Report:
@@ -24,6 +26,7 @@ def with_checks(health: Report, checks: Dict[str, Any]) -> Report:
     :param health: what :func:`.health.host_health` returned.
     :param checks: what ``host_checks`` or ``linker_cache`` returned. Its findings make a host
         degraded, never a GPU bad: a container has libraries of its own.
+    :returns: the health, and of the checks ``helps``, ``environment`` and ``blocks``.
     """
     known = [one["id"] for one in health["findings"]]
     more = [one for one in checks["findings"] if one["id"] not in known]
@@ -33,7 +36,23 @@ def with_checks(health: Report, checks: Dict[str, Any]) -> Report:
         "devices": health["devices"],
         "findings": health["findings"] + more,
         "remedies": sorted({*health["remedies"], *checks["remedies"]}),
+        **{key: checks[key] for key in ("helps", "environment", "blocks")},
     }
+
+
+def doctor_reports(reports: Dict[str, Report], hosts: List[str]) -> Dict[str, Report]:
+    """The reports, with an entry for each host that was not judged, in the order of the hosts.
+
+    :param reports: by host.
+    :param hosts: all of them.
+    """
+    return {host: reports.get(host) or {
+        "class": UNKNOWN, "verdict": UNKNOWN, "devices": {}, "remedies": [], "helps": {},
+        "environment": {}, "blocks": [],
+        "findings": [finding(
+            "host-unknown", "this host", "it was not reached, or failed before it was judged",
+            "a host that is judged", "look at what failed for it above, then run this again")],
+    } for host in hosts}
 
 
 def doctor_table(reports: Dict[str, Report]) -> str:

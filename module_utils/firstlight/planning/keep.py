@@ -35,6 +35,7 @@ class Pins(NamedTuple):
     start_limit_s: int
     utilisation: Optional[float]
     running: bool
+    flags: List[str]
 
 
 def pins(request: Request, state: Dict[str, Any]) -> Optional[Pins]:
@@ -54,7 +55,10 @@ def pins(request: Request, state: Dict[str, Any]) -> Optional[Pins]:
     if share is not None and not (type(share) is float and 0 < share < 1):
         return None
     running = there.get("state") in ("running", "starting") and there.get("plan") == plan["hash"]
-    return Pins._make([plan["hash"], gpus, *counts, share, running])
+    flags = plan.get("flags")
+    if not isinstance(flags, list) or not all(isinstance(one, str) for one in flags):
+        return None
+    return Pins._make([plan["hash"], gpus, *counts, share, running, flags])
 
 
 def layout_of(request: Request, state: Dict[str, Any]) -> Optional[Tuple[int, int]]:

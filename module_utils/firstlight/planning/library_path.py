@@ -8,6 +8,7 @@ was read, and what only follows from another is not told beside it.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from ..findings import Finding, finding
@@ -20,6 +21,8 @@ SUBJECT = "the library path"
 SONAME, PLAIN = "libcuda.so.1", "libcuda.so"
 STUB, NOT_READY, MISMATCH, COMPAT = 34, 802, 803, 804
 NVML_MISMATCH = 18
+# Where ldconfig says that a folder is named.
+MAIN = re.compile(r"/etc/ld\.so\.conf:(\d+)")
 NAMED = 5
 """How many paths one finding names."""
 TOOL = {"missing": "ldconfig-missing", "not_executable": "ldconfig-not-executable"}
@@ -37,6 +40,8 @@ class Problem(NamedTuple):
     helps: str
     stops: str
     bypass: bool
+    python: str = ""
+    """The one that it stops; empty: every program."""
 
 
 class _Found(NamedTuple):
@@ -46,6 +51,9 @@ class _Found(NamedTuple):
     words: Dict[str, Any]
     evidence: str
     helps: bool = True
+    stops: bool = True
+    python: str = ""
+    bypass: bool = True
 
 
 def problems(seen: Seen, rows: Iterable[Row], tritons: Iterable[Row],
@@ -58,10 +66,6 @@ def problems(seen: Seen, rows: Iterable[Row], tritons: Iterable[Row],
     :param half_done: the journal of a repair that was ended in the middle, or nothing.
     """
     by_id = {row["id"]: row for row in rows}
-    tritons = list(tritons)
-    # An engine whose Triton knows no variable cannot be led around anything.
-    deaf = [one for one in seen["pythons"] if one["triton"]
-            and not (triton_row(one["triton"], tritons) or {"variable": "?"})["variable"]]
     found: List[_Found] = []
     if half_done:
         found.append(_Found("repair-half-done", {"journal": half_done}, half_done))
@@ -70,10 +74,8 @@ def problems(seen: Seen, rows: Iterable[Row], tritons: Iterable[Row],
     broken = bool(found) and found[-1].id in {*TOOL.values(), *CACHE.values(), "ldconfig-fails"}
     found += _of_libcuda(seen, broken)
     found += _of_variables(seen)
-    found += _of_triton(seen, tritons)
+    found += _of_triton(seen, list(tritons))
     told = [_problem(one, by_id[one.id]) for one in found]
-    if deaf:
-        told = [one._replace(bypass=False) for one in told]
     if any(one.helps and one.finding["needs_root"] for one in told) and not seen["etc_writable"]:
         which = "root-read-only" if seen["read_only"] else "not-root"
         told.append(_problem(_Found(which, {}, "access(/etc)", False), by_id[which]))
@@ -90,8 +92,9 @@ def chosen(seen: Seen) -> Optional[Library]:
     exact = [one for one in found if one["version"] and one["version"] == seen["kernel_module"]]
     if not exact and len({one["version"] for one in found if one["version"]}) > 1:
         return None
-    return min(exact or found, key=lambda one: (not one["listed"], not one["configured"]),
-               default=None)
+    # Of two folders that lead to one library, that in which it lies.
+    return min(exact or found, default=None, key=lambda one: (
+        not one["listed"], not one["configured"], os.path.dirname(one["real"]) != one["folder"]))
 
 
 def _drivers(seen: Seen) -> List[Library]:
@@ -103,7 +106,16 @@ def _problem(one: _Found, row: Row) -> Problem:
         one.id, SUBJECT, row["found"] % one.words, row["wanted"] % one.words,
         row["remedy"] % one.words, severity=row["severity"], evidence=one.evidence,
         needs_root=row["needs_root"], source=row["source"])
-    return Problem(told, row["helps"] if one.helps else "", row["stops"], row["bypass"])
+    return Problem(told, row["helps"] if one.helps else "", row["stops"] if one.stops else "",
+                   row["bypass"] and one.bypass, one.python)
+
+
+def deaf(seen: Seen, tritons: Iterable[Row]) -> List[str]:
+    """The Pythons whose Triton knows no variable: they cannot be led around anything."""
+    rows = list(tritons)
+    found = [(one["path"], triton_row(one["triton"], rows)) for one in seen["pythons"]
+             if one["triton"]]
+    return [path for path, row in found if row and not row["variable"]]
 
 
 # The tool and its cache.
@@ -129,12 +141,14 @@ def _of_cache(seen: Seen) -> Iterator[_Found]:
     cache = seen["cache"]
     if seen["without_cache"]:
         return
+    mounted = "" if cache["movable"] else "; it is mounted there and cannot be replaced"
     words = {"cache": cache["detail"], "full": ""}
     if cache["state"] in CACHE:
-        movable = cache["state"] != "directory" or cache["movable"]
-        if not movable:
+        if cache["state"] != "directory":
+            words["cache"] += mounted
+        elif mounted:
             words["full"] = ", with something in it or mounted there"
-        yield _Found(CACHE[cache["state"]], words, cache["detail"], movable)
+        yield _Found(CACHE[cache["state"]], words, cache["detail"], cache["movable"])
         return
     dangling = {one["path"] for one in _dangling(seen)}
     gone = [path for path in dict.fromkeys([*seen["gone"], *unlinked(seen)])
@@ -142,9 +156,15 @@ def _of_cache(seen: Seen) -> Iterator[_Found]:
     parts = ["%s %s" % (text, _named(paths)) for text, paths in (
         ("it lacks", _unlisted(seen)), ("it lists what is gone:", gone)) if paths]
     if parts:
-        changes = "%d libraries are listed; %s" % (cache["libraries"], "; ".join(parts))
+        changes = "%d libraries are listed; %s%s" % (
+            cache["libraries"], "; ".join(parts), mounted)
+        # Triton looks for libcuda alone.
+        matters = any(os.path.basename(path).startswith(PLAIN)
+                      for path in [*_unlisted(seen), *gone])
+        # A link that is not ours to make is gone from a new cache's listing as well.
+        mends = bool(set(_unlisted(seen) + gone) - set(seen.get("kept", {})))
         yield _Found("linker-cache-stale", {"changes": changes},
-                     "ldconfig -p against ldconfig -N -X -v")
+                     "ldconfig -p against ldconfig -N -X -v", cache["movable"] and mends, matters)
 
 
 def unlinked(seen: Seen) -> List[str]:
@@ -177,7 +197,10 @@ def _named(paths: List[str]) -> str:
 
 def _of_libcuda(seen: Seen, broken: bool) -> Iterator[_Found]:
     loaded, driver = seen["loaded"], chosen(seen)
-    dangling = "; ".join("%s -> %s" % (one["path"], one["target"]) for one in seen["dangling"])
+    dangling = "; ".join([
+        *("%s -> %s" % (one["path"], one["target"]) for one in seen["dangling"]),
+        *("%s is a %s" % (one["path"], one["kind"]) for one in seen["libraries"]
+          if one["kind"] == "stub")])
     if not _drivers(seen):
         if seen["driver_loaded"] and _is_served(seen):
             yield from _of_loaded(seen, {})
@@ -195,20 +218,34 @@ def _of_libcuda(seen: Seen, broken: bool) -> Iterator[_Found]:
     words = {"chosen": " or ".join(one["path"] for one in ([driver] if driver else _drivers(seen))),
              "folder": driver["folder"] if driver else ""}
     hidden = list(_of_loaded(seen, words))
-    # Where nothing says which driver's is right, nothing can be put first.
-    yield from (one if driver else one._replace(helps=False) for one in hidden)
+    # Where nothing says which driver's is right, or what is in front stands before our file is
+    # taken in, nothing can be put first.
+    first = driver is not None and not _is_fixed(seen)
+    yield from (one if first else one._replace(helps=False) for one in hidden)
     links = _dangling(seen)
     for one in links:
-        yield _Found("link-dangling", {**words, **one}, dangling)
+        yield _Found("link-dangling", {**words, **one}, dangling,
+                     one["path"] not in seen.get("kept", {}))
     if hidden or driver is None:
         return
     # Without ldconfig nothing tells which folders are configured.
-    if seen["folders"] and not driver["listed"] and not driver["configured"]:
-        yield _Found("libcuda-unlisted", words, "%s (%s)" % (driver["path"], driver["why"]))
+    if seen["folders"] and not driver["configured"]:
+        which = "libcuda-unconfigured" if driver["listed"] else "libcuda-unlisted"
+        yield _Found(which, words, "%s (%s)" % (driver["path"], driver["why"]),
+                     seen["included_at"] is not None)
         return
     if loaded and loaded["path"] is None and not (
             broken or links or _unlisted(seen) or unlinked(seen)):
         yield _Found("libcuda-unloadable", {**words, "said": loaded["error"]}, loaded["error"])
+
+
+def _is_fixed(seen: Seen) -> bool:
+    """Whether the folder of what is loaded is named before our file could be taken in."""
+    if seen["included_at"] is None:
+        return True
+    one = _loaded_library(seen)
+    line = MAIN.fullmatch(str(seen["folders"].get(one["folder"], ""))) if one else None
+    return line is not None and int(line.group(1)) < seen["included_at"]
 
 
 def _is_served(seen: Seen) -> bool:
@@ -238,7 +275,7 @@ def _of_loaded(seen: Seen, words: Dict[str, Any]) -> Iterator[_Found]:
     kind, init = _loaded_kind(seen), loaded["init"]
     words = {**words, "path": loaded["path"], "init": _said(loaded), "size": "",
              "version": _loaded_version(seen) or "another version",
-             "module": seen["kernel_module"] or "another"}
+             "module": seen["kernel_module"] or "another version"}
     evidence = "%s: cuInit %s" % (loaded["path"], "not asked" if init is None else _said(loaded))
     if kind == "stub" or init == STUB:
         size = next((one["size"] for one in seen["libraries"]
@@ -247,9 +284,16 @@ def _of_loaded(seen: Seen, words: Dict[str, Any]) -> Iterator[_Found]:
         yield _Found("libcuda-stub-first", words, evidence)
     elif kind == "compat" and init in (MISMATCH, COMPAT):
         yield _Found("cuda-compat-shadows", words, evidence)
+    elif _is_mismatch(seen, kind) and kind != "compat" and _has_version(seen, loaded["path"]):
+        # Put first where it is in a folder of its own; two in one folder have one link.
+        apart = chosen(seen) is not _loaded_library(seen)
+        yield _Found("libcuda-other-first", words, evidence, apart, bypass=apart)
     elif _is_mismatch(seen, kind):
-        yield _Found("driver-library-mismatch", words, "%s; nvmlInit %s" % (
-            evidence, loaded["nvml"]))
+        if words["version"] == words["module"] or kind == "compat":
+            # NVML alone says so.
+            words.update(path="libnvidia-ml.so.1", version="another version")
+        nvml = "not asked" if loaded["nvml"] is None else loaded["nvml"]
+        yield _Found("driver-library-mismatch", words, "%s; nvmlInit %s" % (evidence, nvml))
     # 802 is the fabric's: the host's health tells it.
     elif init not in (None, 0, NOT_READY):
         yield _Found("cuda-init-fails", words, evidence)
@@ -259,8 +303,18 @@ def _is_mismatch(seen: Seen, kind: str) -> bool:
     loaded, version = seen["loaded"], _loaded_version(seen)
     if loaded["nvml"] == NVML_MISMATCH or (kind != "compat" and loaded["init"] == MISMATCH):
         return True
+    # Where CUDA starts, the two go together all the same.
     return bool(kind == "driver" and version and seen["kernel_module"]
-                and version != seen["kernel_module"])
+                and version != seen["kernel_module"] and loaded["init"] != 0)
+
+
+def _has_version(seen: Seen, loaded: str) -> bool:
+    """Whether a library beside the one that is loaded, and not it, is of the module's version."""
+    module = seen["kernel_module"]
+    if not module or _loaded_version(seen) == module:
+        return False
+    return any((one["real"] != loaded and one["version"] == module) or module in one["others"]
+               for one in _drivers(seen))
 
 
 def _loaded_kind(seen: Seen) -> str:
@@ -300,16 +354,14 @@ def _harmful(seen: Seen) -> Iterator[Tuple[str, str, str]]:
     module = seen["kernel_module"]
     for variable in seen["variables"]:
         for folder in dict.fromkeys(variable["folders"]):
-            one = by_folder.get(folder.rstrip("/"))
+            one = by_folder.get(variable["places"].get(folder, folder.rstrip("/")))
             if one is None:
                 continue
             if one["kind"] == "stub":
                 yield folder, variable["where"], "a stub, %s" % one["path"]
             elif variable["starts"].get(one["folder"]) in (MISMATCH, COMPAT):
-                yield folder, variable["where"], "a libcuda of cuda-compat that does not go here"
-            elif one["kind"] == "driver" and module and one["version"] not in (None, module):
-                yield folder, variable["where"], "libcuda %s, and the kernel module is %s" % (
-                    one["version"], module)
+                yield folder, variable["where"], "libcuda %s, which does not go with the kernel " \
+                    "module%s" % (one["version"] or "of another version", _version(module))
 
 
 # Triton.
@@ -321,20 +373,22 @@ def _of_triton(seen: Seen, tritons: List[Row]) -> Iterator[_Found]:
         words = {"python": python["path"], "triton": python["triton"], "said": python["error"],
                  "include": python["include"], "number": python["python"]}
         if python["error"]:
-            yield _Found("engine-python-unusable", words, python["error"])
+            yield _Found("engine-python-unusable", words, python["error"],
+                         python=python["path"])
             continue
         if not python["triton"]:
             continue
         evidence = "%s has triton %s" % (python["path"], python["triton"])
         if python["compiler"] is None:
-            yield _Found("c-compiler-missing", words, evidence)
+            yield _Found("c-compiler-missing", words, evidence, python=python["path"])
         if not python["headers"]:
-            yield _Found("python-headers-missing", words, evidence)
+            yield _Found("python-headers-missing", words, evidence, python=python["path"])
         row = triton_row(python["triton"], tritons)
         if row and row["plain"] and driver and driver["plain"] == "missing" and not any(
                 one["plain"] == "ok" and one["listed"] for one in _drivers(seen)):
             yield _Found("libcuda-plain-missing", {
-                **words, "chosen": driver["path"], "folder": driver["folder"]}, evidence)
+                **words, "chosen": driver["path"], "folder": driver["folder"]}, evidence,
+                python=python["path"])
 
 
 def triton_row(version: str, rows: Iterable[Row]) -> Optional[Row]:

@@ -10,11 +10,11 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from .library_path import PLAIN, SONAME, Problem, Seen, chosen, is_of, unlinked
 
 REMEDY = "linker_cache"
-CONF = "/etc/ld.so.conf.d/0-0000-firstlight.conf"
-"""First of its folder, whether names are sorted by bytes or by a language, so that what it names
-comes before a stub or a library for compatibility; CUDA's own files begin with ``000``."""
-HEADING = "# Written by Firstlight: where the NVIDIA driver's libraries are.\n"
-ORDER_MATTERS = ("libcuda-unlisted", "libcuda-stub-first", "cuda-compat-shadows")
+HEADING = "# Written by Firstlight of %s: where the NVIDIA driver's libraries are.\n"
+ORDER_MATTERS = ("libcuda-unlisted", "libcuda-unconfigured", "libcuda-stub-first",
+                 "libcuda-other-first", "cuda-compat-shadows")
+NO_DRIVER = ("stub", "compat", "foreign", "small")
+"""Kinds of libraries that are never linked."""
 # ld.so.conf has no quotes. A space may be in a name; what means something in that file may not, nor
 # what is no text.
 _WORD = r"[^\s\x00-\x1f\x7f\ud800-\udfff#=,:;*?\[\]\\]+"
@@ -27,16 +27,17 @@ class Ours(NamedTuple):
 
     ``conf``: the text of our file. ``companions``: names of libraries beside the chosen one.
     ``shadowed``: libraries of the system that its folder would come before. ``writable``: whether
-    links can be made in it. ``owners``: packages that own links, by path. ``links``: those that
-    ldconfig would make in its folder.
+    links can be made in it. ``kept``: links that stay as they are, with why. ``links``: those that
+    ldconfig would make in its folder. ``private``: those in our folder of links, by name.
     """
 
     conf: Optional[str]
     companions: Sequence[str]
     shadowed: Sequence[str]
     writable: bool
-    owners: Dict[str, str]
+    kept: Dict[str, str]
     links: Dict[str, str] = {}
+    private: Dict[str, str] = {}
 
 
 class Repair(NamedTuple):
@@ -59,11 +60,12 @@ class Repair(NamedTuple):
     left: List[str]
 
 
-def repair(seen: Seen, told: Sequence[Problem], ours: Ours, folder: str) -> Repair:
+def repair(seen: Seen, told: Sequence[Problem], ours: Ours, root: str, folder: str) -> Repair:
     """What mends what was found.
 
     :param seen: as ``host/library_path.py`` observes it.
     :param told: what :func:`.library_path.problems` says of it.
+    :param root: ``firstlight_root``.
     :param folder: the path of our folder of links.
     """
     driver = chosen(seen)
@@ -76,37 +78,61 @@ def repair(seen: Seen, told: Sequence[Problem], ours: Ours, folder: str) -> Repa
     private: Optional[Dict[str, str]] = None
     if mended:
         links, left = _links(seen, driver, ids, ours)
-    # A package's own links are left, and a cache without them is as good as the one that is there.
-    cache = bool(mended) and not (left and not links and set(ids) == {"link-dangling"})
+    if any(one.finding["id"] in ("link-dangling", "linker-cache-stale") for one in told):
+        here = [*(one["path"] for one in seen["dangling"]), *unlinked(seen)]
+        left = list(dict.fromkeys([*left, *(
+            "%s %s" % (path, ours.kept[path]) for path in here
+            if path in ours.kept and is_of(path, seen, "driver"))]))
+    cache = bool(mended)
     if driver and _must_be_first(seen, ids, cache, ours):
-        place, why = _place(driver, ours, folder, "libcuda-plain-missing" in ids)
-        if place == folder:
+        place, why = _place(seen, driver, ours, folder, "libcuda-plain-missing" in ids)
+        reasons += [why] if why else []
+        if place == folder and driver["folder"] != folder:
             # Where it is the driver's folder already, its links are what they should be.
-            if driver["folder"] != folder:
-                private = _private(driver, ours.companions)
-            reasons += [why] if why else []
-        else:
-            links.update(ours.links)
-            links.update(_soname_link(seen, driver))
-        conf = HEADING + place + "\n"
+            private = _private(driver, ours.companions)
+        elif place and place != folder:
+            links.update({**ours.links, **_soname_link(seen, driver)} if ours.writable else {})
+        conf = HEADING % root + place + "\n" if place else conf
     around = environment(seen, told, folder)
     if driver and around:
         reasons.append("what cannot be mended here, engines are led around with %s=%s" % (
             VARIABLE, folder))
-        if driver["folder"] != folder:
-            private = _private(driver, ours.companions)
+    if driver and driver["folder"] != folder and (around or ours.private):
+        # Also where nobody needs them any more: an engine may run that was started with them.
+        private = _private(driver, ours.companions)
+    if cache and seen["strays"]:
+        left.append("no longer listed, as no file names their folders: %s" % ", ".join(
+            seen["strays"]))
     return Repair(conf, links, private, cache, "linker-cache-directory" in ids,
                   around, reasons, left)
 
 
 def mendable(seen: Seen, told: Sequence[Problem]) -> List[Problem]:
     """What can be mended on this host by whoever looked."""
-    # A folder that is not ours to remove leaves no place for a cache.
-    taken = seen["cache"]["state"] == "directory" and not seen["cache"]["movable"]
     fails = any(one.finding["id"] == "ldconfig-fails" for one in told)
     works = seen["tool"]["state"] == "ok" and not fails and not seen["without_cache"]
-    may_write = seen["etc_writable"] and works and not taken
-    return [one for one in told if one.helps == REMEDY] if may_write else []
+    if not (seen["etc_writable"] and works and seen["cache"]["movable"]):
+        return []
+    named = not _open_to_others(seen)
+    beside = {os.path.join(one["folder"], PLAIN) for one in seen["libraries"]}
+    # Neither beside the library nor in a folder that is named before it.
+    nowhere = not (named and seen["included_at"]) and beside & set(seen.get("kept", {}))
+    return [one for one in told if one.helps == REMEDY
+            and (named or one.finding["id"] not in ORDER_MATTERS)
+            and not (nowhere and one.finding["id"] == "libcuda-plain-missing")]
+
+
+def _open_to_others(seen: Seen) -> str:
+    """Why no folder can be named, or nothing.
+
+    Every program of the host looks into what is named, root's too.
+    """
+    driver = chosen(seen)
+    if driver is None:
+        return "no driver's library is there"
+    if not driver["safe"]:
+        return "others than root can write %s" % driver["folder"]
+    return "" if seen["links_safe"] else "others than root can write where our links go"
 
 
 def environment(seen: Seen, told: Sequence[Problem], folder: str) -> Dict[str, str]:
@@ -119,8 +145,11 @@ def environment(seen: Seen, told: Sequence[Problem], folder: str) -> Dict[str, s
                                 if one.stops and one.bypass and one not in mended]:
         return {}
     found = {VARIABLE: folder}
+    loaded = seen["loaded"] or {}
     kinds = {one["real"]: one["kind"] for one in seen["libraries"]}
-    if kinds.get((seen["loaded"] or {}).get("path")) != "driver":
+    kind = kinds.get(loaded.get("path"))
+    other = any(one.finding["id"] == "libcuda-other-first" for one in told)
+    if other or not (kind == "driver" or (kind == "compat" and loaded["init"] == 0)):
         # The loader does not come to it by itself.
         found["LD_LIBRARY_PATH"] = folder
     return found
@@ -130,20 +159,17 @@ def _links(seen: Seen, driver: Optional[Dict[str, Any]], ids: Sequence[str],
            ours: Ours) -> Tuple[Dict[str, str], List[str]]:
     """Links that ldconfig would make, those that lead nowhere, and the one to link with."""
     links = {path: target for path, target in seen["links_missing"].items()
-             if not any(is_of(one, seen, "stub", "compat", "foreign") for one in (
+             if not any(is_of(one, seen, *NO_DRIVER) for one in (
                  path, os.path.join(os.path.dirname(path), target)))}
     links.update((path, target) for path in unlinked(seen)
                  for target in [_target(seen, path, links)] if target)
-    left = []
+    left = ["%s %s" % (path, ours.kept[path]) for path in sorted(links) if path in ours.kept]
+    links = {path: target for path, target in links.items() if path not in ours.kept}
     # The one without a version last: it leads to the other where that is there.
     dangling = sorted(seen["dangling"], key=lambda one: os.path.basename(one["path"]) == PLAIN)
     for one in dangling if "link-dangling" in ids else []:
-        owner = ours.owners.get(one["path"])
-        if owner:
-            left.append("%s belongs to the package %s: install that anew" % (one["path"], owner))
-            continue
         target = _target(seen, one["path"], links)
-        if target:
+        if target and one["path"] not in ours.kept:
             links[one["path"]] = target
     if driver and "libcuda-plain-missing" in ids and ours.writable:
         path = os.path.join(driver["folder"], PLAIN)
@@ -186,28 +212,35 @@ def _soname_link(seen: Seen, driver: Dict[str, Any]) -> Dict[str, str]:
     return {os.path.join(driver["folder"], SONAME): _file(seen, driver)}
 
 
-def _place(driver: Dict[str, Any], ours: Ours, folder: str, plain: bool) -> Tuple[str, str]:
-    """The folder that our file names, and why it is not the driver's own where it is not.
+def _place(seen: Seen, driver: Dict[str, Any], ours: Ours, folder: str,
+           plain: bool) -> Tuple[str, str]:
+    """The folder that our file names, empty where none can be, and why it is not the driver's own.
 
     :param plain: whether a libcuda.so without a version has to be in it.
     """
     own = str(driver["folder"])
+    why = _open_to_others(seen)
+    if why:
+        return "", "%s: no folder is named" % why
     if own == folder:
         return folder, ""
-    if not SPELLABLE.fullmatch(own):
-        return folder, "ld.so.conf cannot spell %r: links in %s are named instead" % (own, folder)
-    if ours.shadowed:
-        return folder, ("%s also has %s, which would come before those of the system: links to "
-                        "the driver's alone are named instead" % (
-                            own, ", ".join(list(ours.shadowed)[:3])))
     lacks = SONAME if driver["soname"] != "ok" else PLAIN if plain else ""
-    if lacks and not ours.writable:
-        return folder, "%s has no %s and cannot be written: links are named instead" % (own, lacks)
-    return own, ""
+    if not SPELLABLE.fullmatch(own):
+        why = "ld.so.conf cannot spell %r" % own
+    elif ours.shadowed:
+        why = "%s also has %s, which would come before those of the system" % (
+            own, ", ".join(list(ours.shadowed)[:3]))
+    elif lacks and not ours.writable:
+        why = "%s has no %s and cannot be written" % (own, lacks)
+    if not why:
+        return own, ""
+    return folder, "%s: links in %s are named instead" % (why, folder)
 
 
 def _private(driver: Dict[str, Any], companions: Sequence[str]) -> Dict[str, str]:
     """Links to the driver's libraries, by both names that Triton and the loader look for."""
     links = {name: os.path.join(driver["folder"], name) for name in companions}
-    links.update({SONAME: driver["real"], PLAIN: driver["real"]})
+    # By its link, where there is one, so that an update of the driver changes nothing for us.
+    library = os.path.join(driver["folder"], SONAME) if driver["soname"] == "ok" else driver["real"]
+    links.update({SONAME: library, PLAIN: library})
     return links

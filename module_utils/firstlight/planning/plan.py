@@ -208,13 +208,15 @@ def _option(request: Request, host: Host, model: Plan, pool: Pool, others: Other
                                        one.wanted, one.remedy) for one in wrong])
     try:
         way = triton.way(request, row, model, pool.device.capability or "", host.library_path,
-                         host.catalog["without_triton"])
+                         host.catalog["without_triton"],
+                         pins.flags if pins and pins.running else None)
     except triton.NoWay as none:
         raise Refused(none.findings) from None
     issues = _issues(request, host, row, model, pool, None)
-    added = way.flags + [flag for issue in issues for flag in issue["action"].get("add_flags", [])]
-    eager = row["engine"] != "vllm" or "--enforce-eager" in added + [
-        flags.spelled(one) for one in request["extra_args"]]
+    given = [flags.spelled(one) for one in request["extra_args"]]
+    added = [flag for flag in way.flags if flag not in given] + [
+        flag for issue in issues for flag in issue["action"].get("add_flags", [])]
+    eager = row["engine"] != "vllm" or "--enforce-eager" in added + given
     engine = Engine(row, choice.kernel, memory.costs_of(row["engine"],
                                                         host.catalog["engine_costs"]),
                     flags.settings(request["extra_args"], row["engine"]), eager, {},

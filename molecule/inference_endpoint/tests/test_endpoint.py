@@ -60,3 +60,7 @@ def test_the_report_has_the_passport_of_the_host(name, passport):
     # The report is the controller's, wherever the host is.
     kept = (REPORTS / name / "demo.json").read_text(encoding="utf-8")
     assert json.loads(kept) == passport
+
+
+def test_the_linker_cache_that_was_gone_is_there(host):
+    assert "libc.so.6 (libc6" in host.check_output("/sbin/ldconfig -p")
