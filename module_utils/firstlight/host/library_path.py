@@ -138,7 +138,7 @@ def _has_caches(reader: Reader, tool: str) -> bool:
     except (OSError, ValueError):
         glibc = False
     return glibc and (tool != "missing" or any(
-        reader.exists(one) for one in (ldconfig.CACHE, "/etc/ld.so.conf", ldconfig.CONFIGURED)))
+        reader.exists(one) for one in (ldconfig.CACHE, MAIN, ldconfig.CONFIGURED)))
 
 
 def _libraries(reader: Reader, wanted: Wanted, folders: Mapping[str, str], there: Set[Entry],

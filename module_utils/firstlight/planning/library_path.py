@@ -162,7 +162,7 @@ def _of_cache(seen: Seen) -> Iterator[_Found]:
         matters = any(os.path.basename(path).startswith(PLAIN)
                       for path in [*_unlisted(seen), *gone])
         # A link that is not ours to make is gone from a new cache's listing as well.
-        mends = bool(set(_unlisted(seen) + gone) - set(seen.get("kept", {})))
+        mends = bool(set(_unlisted(seen) + gone) - set(seen["kept"]))
         yield _Found("linker-cache-stale", {"changes": changes},
                      "ldconfig -p against ldconfig -N -X -v", cache["movable"] and mends, matters)
 
@@ -225,7 +225,7 @@ def _of_libcuda(seen: Seen, broken: bool) -> Iterator[_Found]:
     links = _dangling(seen)
     for one in links:
         yield _Found("link-dangling", {**words, **one}, dangling,
-                     one["path"] not in seen.get("kept", {}))
+                     one["path"] not in seen["kept"])
     if hidden or driver is None:
         return
     # Without ldconfig nothing tells which folders are configured.

@@ -116,7 +116,7 @@ def mendable(seen: Seen, told: Sequence[Problem]) -> List[Problem]:
     named = not _open_to_others(seen)
     beside = {os.path.join(one["folder"], PLAIN) for one in seen["libraries"]}
     # Neither beside the library nor in a folder that is named before it.
-    nowhere = not (named and seen["included_at"]) and beside & set(seen.get("kept", {}))
+    nowhere = not (named and seen["included_at"]) and beside & set(seen["kept"])
     return [one for one in told if one.helps == REMEDY
             and (named or one.finding["id"] not in ORDER_MATTERS)
             and not (nowhere and one.finding["id"] == "libcuda-plain-missing")]
