@@ -76,14 +76,34 @@ uid:
 endpoints:
   description:
     - Our endpoints by name. C(state) is C(absent), C(stopped), C(starting), C(running) or
-      C(failed); C(pids) are all its processes, whatever started them; C(plan) is the hash of the
-      plan that the running process was started with; C(healthy) is whether C(/health) answered
-      200; C(passport) is the passport or C(null).
+      C(failed), C(detail) what its service manager says of that; C(pids) are all its processes,
+      whatever started them; C(plan) is the hash of the plan that the running process was started
+      with; C(healthy) is whether C(/health) answered 200; C(passport) is the passport or C(null).
+    - C(manager) is what keeps it running and C(definition) the SHA-256 of its definition, or
+      C(null). C(half_done) is whether a switch of it was ended in the middle, or is under way.
+      C(log) are the last lines of an engine that failed, C(way_in) is what the proxy before it is
+      made of, in short (the filter C(way_in_digests) says what it should be), and C(gpus_seen) are
+      the GPUs that a container of ours sees now, or C(null).
   returned: always
   type: dict
   sample:
-    demo: {name: demo, state: running, pid: 4711, pids: [4711], plan: 9f2c, healthy: true,
-           strays: [], passport: {}}
+    demo: {name: demo, state: running, detail: "", pid: 4711, pids: [4711], plan: 9f2c,
+           healthy: true, strays: [], passport: {}, manager: systemd, definition: 5feceb66,
+           half_done: false, log: "", way_in: {}, gpus_seen: null}
+containers:
+  description:
+    - Every container of the host, as far as its name is concerned - C(name), and C(endpoint) and
+      C(root) by the labels of one of ours. Empty where no Docker daemon answers.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - {name: firstlight-chat-5feceb66, endpoint: chat, root: /var/lib/firstlight}
+canaries:
+  description: Keys of the canaries that were proven on this host.
+  returned: always
+  type: list
+  elements: str
 ports:
   description: Holders of the ports asked about; a free port is left out.
   returned: always
@@ -95,6 +115,14 @@ python:
   returned: always
   type: dict
   sample: {version: 3.11.2, venv: true}
+haproxy:
+  description: The version of the distribution's HAProxy, or C(null) where there is none.
+  returned: always
+  type: str
+openssl:
+  description: Whether the distribution's openssl is there, which makes self-signed certificates.
+  returned: always
+  type: bool
 missing_libraries:
   description: Those of C(libraries) that the loader does not find.
   returned: always
@@ -103,6 +131,7 @@ missing_libraries:
 """
 
 import ctypes
+import hashlib
 import importlib.util
 import os
 import platform
@@ -110,8 +139,21 @@ import re
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import passport, paths, processes, python_venv, services
+from ansible.module_utils.firstlight import (
+    docker_service,
+    passport,
+    paths,
+    placement,
+    processes,
+    python_venv,
+    services,
+)
+from ansible.module_utils.firstlight.docker_api import Api, Away, Refused
+from ansible.module_utils.firstlight.docker_service import Docker
 from ansible.module_utils.firstlight.http_client import get
+from ansible.module_utils.firstlight.planning import way_in
+from ansible.module_utils.firstlight.runner import run
+from ansible.module_utils.firstlight.way_in import WayIn
 
 # What lies directly under a root of ours; the last is a file system's own.
 OURS = {*paths.FOLDERS, "lost+found"}
@@ -120,17 +162,27 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 HALF_DONE = re.compile(r"endpoint-([a-z0-9][a-z0-9-]*)\.json")
 
 
+# Seconds for a daemon to answer: whether one is there is a part of what is asked.
+DOCKER_S = 5
+
+
 def observe(root, ports, libraries):
     """The whole answer, as one dict."""
     kind = services.kind_for_this_host()
-    manager = services.manager(kind, root)
+    managers = [services.manager(kind, root)]
+    containers = _containers()
+    if containers is not None:
+        managers.append(Docker(root, Api(timeout_s=DOCKER_S), patience_s=0))
     running = processes.engines(root)
+    half_done = [match.group(1) for match in map(
+        HALF_DONE.fullmatch, _listed(os.path.join(root, "journal"))) if match]
     on_disk = [name for name in _listed(os.path.join(root, "endpoints")) if NAME.fullmatch(name)]
-    on_disk += [match.group(1) for match in map(HALF_DONE.fullmatch, _listed(
-        os.path.join(root, "journal"))) if match]
+    labelled = [one["endpoint"] for one in containers or [] if one["root"] == root
+                and NAME.fullmatch(one["endpoint"] or "")]
     endpoints = {
-        name: _endpoint(root, name, manager.status(name), running.get(name, []))
-        for name in sorted(set(on_disk) | set(running))
+        name: dict(_endpoint(root, name, managers, running.get(name, [])),
+                   half_done=name in half_done)
+        for name in sorted({*on_disk, *half_done, *running, *labelled})
     }
     return {
         "root": root,
@@ -138,6 +190,9 @@ def observe(root, ports, libraries):
         "environments": [name for name in sorted(_listed(os.path.join(root, "venvs")))
                          if python_venv.is_ours(os.path.join(root, "venvs", name))],
         "caches": sorted(_listed(os.path.join(root, "cache"))),
+        "canaries": sorted(name[: -len(".json")] for name in _listed(
+            os.path.join(root, "canaries")) if name.endswith(".json")),
+        "containers": containers or [],
         "manager": kind,
         "uid": os.geteuid(),
         "endpoints": endpoints,
@@ -146,24 +201,61 @@ def observe(root, ports, libraries):
             "version": platform.python_version(),
             "venv": importlib.util.find_spec("ensurepip") is not None,
         },
+        "haproxy": _haproxy(),
+        "openssl": os.access(way_in.OPENSSL, os.X_OK),
         "missing_libraries": [name for name in libraries if not _loads(name)],
     }
 
 
-def _endpoint(root, name, status, running):
+def _containers():
+    """Every container of the host, or None where no daemon answers."""
+    if not docker_service.has_docker():
+        return None
+    try:
+        found = Api(timeout_s=DOCKER_S).containers([]) or []
+        return sorted(({
+            "name": one["Names"][0].lstrip("/"),
+            "endpoint": (one.get("Labels") or {}).get(docker_service.ENDPOINT),
+            "root": (one.get("Labels") or {}).get(docker_service.ROOT),
+        } for one in found if one.get("Names")), key=lambda one: one["name"])
+    except (Away, Refused):
+        return None
+
+
+def _endpoint(root, name, managers, running):
     found = passport.read(root, name)
-    managed = [one for one in running if one["pid"] == status["pid"]]
+    manager = next((one for one in managers if os.path.exists(one.files(name)[0])), managers[0])
+    status = manager.status(name)
+    native = [one["plan"] for one in running if one["pid"] == status["pid"]]
+    plan = status.get("plan") or (native[0] if native else None)
+    pids = [one["pid"] for one in running]
+    if manager.KIND == Docker.KIND:
+        pids += manager.pids(name)
     url = found["plan"]["url"] if found else None
+    definition = paths.read(manager.files(name)[0])
     return {
         "name": name,
         "state": status["state"],
+        "detail": status["detail"],
         "pid": status["pid"],
-        "plan": managed[0]["plan"] if managed else None,
-        "healthy": bool(url and managed and get(url + "/health", timeout_s=5).status == 200),
-        "pids": sorted(one["pid"] for one in running),
-        "strays": [] if managed else [one["pid"] for one in running],
+        "plan": plan,
+        "healthy": bool(url and plan and get(url + "/health", timeout_s=5).status == 200),
+        "pids": sorted(pids),
+        "strays": [] if native else [one["pid"] for one in running],
         "passport": found,
+        "manager": manager.KIND if definition is not None else None,
+        "definition": None if definition is None else hashlib.sha256(definition).hexdigest(),
+        "log": manager.log_tail(name) if status["state"] == "failed" else "",
+        "way_in": WayIn(managers[0].KIND, root, name).digests(),
+        "gpus_seen": _gpus_seen(manager, name, found, plan),
     }
+
+
+def _gpus_seen(manager, name, found, plan):
+    """A container may have lost its GPUs since it was started."""
+    if manager.KIND != Docker.KIND or not found or not plan or not found["plan"]["gpus"]:
+        return None
+    return placement.look(found["plan"], [], manager.wanted(name))["gpus"]
 
 
 def _listed(folder):
@@ -171,6 +263,14 @@ def _listed(folder):
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _haproxy():
+    """The version of the HAProxy that ways in run, or None."""
+    if not os.access(way_in.PROGRAM, os.X_OK):
+        return None
+    found = re.search(r"version (\d+(\.\d+)+)", run([way_in.PROGRAM, "-v"]).stdout)
+    return found.group(1) if found else None
 
 
 def _loads(soname):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import time
 import urllib.parse
 from typing import Any, Dict, Iterable, Iterator, NamedTuple, Optional, Tuple
@@ -38,9 +39,12 @@ class Answer(NamedTuple):
         return "HTTP %d: %s" % (self.status, self.body[:300].decode("utf-8", "replace").strip())
 
 
-def get(url: str, timeout_s: float = 10.0) -> Answer:
-    """GET, for the whole body."""
-    return _whole("GET", url, None, timeout_s)
+def get(url: str, timeout_s: float = 10.0, tls: Optional[ssl.SSLContext] = None) -> Answer:
+    """GET, for the whole body.
+
+    :param tls: for a URL of https, by what its server is known.
+    """
+    return _whole("GET", url, None, timeout_s, tls)
 
 
 def post(url: str, payload: Dict[str, Any], timeout_s: float = 60.0) -> Answer:
@@ -79,10 +83,11 @@ def post_stream(
         connection.close()
 
 
-def _whole(method: str, url: str, payload: Optional[Dict[str, Any]], timeout_s: float) -> Answer:
+def _whole(method: str, url: str, payload: Optional[Dict[str, Any]], timeout_s: float,
+           tls: Optional[ssl.SSLContext] = None) -> Answer:
     started = time.monotonic()
     try:
-        connection, response = _open(method, url, payload, timeout_s)
+        connection, response = _open(method, url, payload, timeout_s, tls)
     except (OSError, ValueError, http.client.HTTPException) as problem:
         return Answer(0, b"", _reason(problem), time.monotonic() - started)
     try:
@@ -95,12 +100,13 @@ def _whole(method: str, url: str, payload: Optional[Dict[str, Any]], timeout_s: 
 
 
 def _open(
-    method: str, url: str, payload: Optional[Dict[str, Any]], timeout_s: float
+    method: str, url: str, payload: Optional[Dict[str, Any]], timeout_s: float,
+    tls: Optional[ssl.SSLContext] = None,
 ) -> Tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
     parts = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(
-        parts.hostname or "", parts.port or 80, timeout=timeout_s
-    )
+    at = parts.hostname or "", parts.port or (443 if tls else 80)
+    connection = (http.client.HTTPSConnection(*at, timeout=timeout_s, context=tls) if tls
+                  else http.client.HTTPConnection(*at, timeout=timeout_s))
     body = None if payload is None else json.dumps(payload).encode()
     headers = {"Connection": "close"}
     if body is not None:

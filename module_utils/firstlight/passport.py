@@ -32,10 +32,10 @@ def read(root: str, name: str) -> Optional[Passport]:
         found = json.loads(paths.read(path(root, name)) or b"null")
     except (OSError, ValueError, RecursionError):
         return None
-    return found if _whole(found, name) else None
+    return found if is_whole(found, name) else None
 
 
-def _whole(found: Any, name: str) -> bool:
+def is_whole(found: Any, name: str) -> bool:
     """Whether every field that something reads is there and of its kind."""
     try:
         plan = found["plan"]
@@ -48,6 +48,13 @@ def _whole(found: Any, name: str) -> bool:
             and type(plan["start_timeout_s"]) is int
             and plan["start_timeout_s"] >= 0
             and isinstance(plan["model"]["served_name"], str)
+            and int(plan["url"].rpartition(":")[2]) == plan["engine_port"]
+            and isinstance(plan["engine"], str)
+            and isinstance(plan["model"]["chat_template"], bool)
+            and isinstance(plan["gpus"], list)
+            and all(isinstance(one, str) for one in plan["gpus"])
+            and isinstance(found["service"]["manager"], str)
+            and isinstance(found["service"]["text"], str)
             and isinstance(found["smoke"]["figures"], dict)
             and isinstance(found["phases"], dict)
         )

@@ -14,7 +14,7 @@ DEFAULT_ROOT = "/var/lib/firstlight"
 LIBRARIES = "libraries"
 """The folder of links to a driver's libraries."""
 
-FOLDERS = ("cache", "endpoints", "journal", LIBRARIES, "models", "supervisor", "venvs")
+FOLDERS = ("cache", "canaries", "endpoints", "journal", LIBRARIES, "models", "supervisor", "venvs")
 """What lies directly under the root."""
 
 

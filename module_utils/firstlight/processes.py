@@ -2,7 +2,8 @@
 """Who runs on this host: holders of ports, and the processes of our own endpoints.
 
 Every engine of ours carries ``FIRSTLIGHT_ROOT``, ``FIRSTLIGHT_ENDPOINT`` and ``FIRSTLIGHT_PLAN``
-in its environment, so it is known for ours even when whatever started it is gone.
+in its environment, so it is known for ours even when whatever started it is gone. A way in carries
+``FIRSTLIGHT_ROOT`` and ``FIRSTLIGHT_WAY_IN``, and is no engine.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 from .planning.requests import NAME
+from .planning.way_in import PREFIX
 
 LISTEN = "0A"
 MAX_COMMAND = 200
@@ -36,7 +38,7 @@ def holders(ports: Iterable[int], proc: str = "/proc") -> Dict[int, Dict[str, An
 
     A holder is ``{pid, command, user, endpoint, root}``. ``pid`` and ``command`` are ``None``
     where this user may not see another user's process; ``user`` is then still known.
-    ``endpoint`` and ``root`` are set when the holder is an engine of ours.
+    ``endpoint`` and ``root`` are set when the holder is an engine of ours, or its way in.
     """
     wanted = set(ports)
     sockets: Dict[str, Tuple[int, int]] = {}
@@ -56,7 +58,7 @@ def holders(ports: Iterable[int], proc: str = "/proc") -> Dict[int, Dict[str, An
             found[sockets[inode][0]].update(
                 pid=pid,
                 command=command(pid, proc),
-                endpoint=ours.get("FIRSTLIGHT_ENDPOINT"),
+                endpoint=ours.get("FIRSTLIGHT_ENDPOINT") or ours.get("FIRSTLIGHT_WAY_IN"),
                 root=ours.get("FIRSTLIGHT_ROOT"),
             )
     return found
@@ -71,6 +73,29 @@ def engines(root: str, proc: str = "/proc") -> Dict[str, List[Dict[str, Any]]]:
             found.setdefault(ours["FIRSTLIGHT_ENDPOINT"], []).append(
                 {"pid": pid, "plan": ours.get("FIRSTLIGHT_PLAN", "")}
             )
+    return found
+
+
+def ways_in(root: str, proc: str = "/proc") -> Dict[str, List[int]]:
+    """Processes of our ways in under this root: the endpoint's name to pids.
+
+    What has given up root may not be seen; it ends with what started it, which is.
+    """
+    found: Dict[str, List[int]] = {}
+    for pid in _pids(proc):
+        ours = _markers(proc, pid)
+        if ours.get("FIRSTLIGHT_ROOT") == root and "FIRSTLIGHT_WAY_IN" in ours:
+            found.setdefault(ours["FIRSTLIGHT_WAY_IN"], []).append(pid)
+    return found
+
+
+def children(pid: int, proc: str = "/proc") -> List[int]:
+    """The processes that a process has started and that have not ended."""
+    found = []
+    for one in _pids(proc):
+        fields = _stat(proc, one)
+        if fields and fields[1] == str(pid) and fields[0] != "Z":
+            found.append(one)
     return found
 
 
@@ -130,13 +155,25 @@ def age_seconds(pid: int, proc: str = "/proc") -> Optional[float]:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
+def is_alive(pid: int, proc: str = "/proc") -> bool:
+    """Whether a process is there and more than a zombie that nobody waits for."""
+    fields = _stat(proc, pid)
+    return bool(fields) and fields[0] != "Z"
+
+
+def start_ticks(pid: int, proc: str = "/proc") -> Optional[int]:
+    """When a process was started, in ticks since the boot: with its pid, who it is."""
+    fields = _stat(proc, pid)
+    return int(fields[19]) if fields else None
+
+
 def _stat(proc: str, pid: int) -> List[str]:
     """The fields of /proc/PID/stat from the third on; a name with blanks cannot shift them."""
     return _read(proc, pid, "stat").decode("utf-8", "replace").rpartition(")")[2].split()
 
 
 def end(root: str, name: str, grace_s: float = 10.0) -> List[int]:
-    """End every process of an endpoint that its service manager left behind.
+    """End every process of a service that its manager left behind: an endpoint, or its way in.
 
     SIGTERM first, SIGKILL after ``grace_s`` seconds. Returns the pids that were there, those
     included that only appeared while the others ended.
@@ -149,7 +186,7 @@ def end(root: str, name: str, grace_s: float = 10.0) -> List[int]:
         signalled: Set[int] = set()
         deadline = time.monotonic() + patience
         while True:
-            left = [one["pid"] for one in engines(root).get(name, [])]
+            left = _of_service(root, name)
             ended.update(left)
             if not left:
                 return sorted(ended)
@@ -161,6 +198,12 @@ def end(root: str, name: str, grace_s: float = 10.0) -> List[int]:
                 break
             time.sleep(0.05)
     raise TimeoutError("pids %s of endpoint %s do not end" % (left, name))
+
+
+def _of_service(root: str, name: str) -> List[int]:
+    if name.startswith(PREFIX):
+        return ways_in(root).get(name[len(PREFIX):], [])
+    return [one["pid"] for one in engines(root).get(name, [])]
 
 
 def _listening(table: str) -> Iterable[Tuple[int, str, int]]:
@@ -211,16 +254,19 @@ def _is_elsewhere(proc: str, pid: int) -> bool:
 
 def _markers(proc: str, pid: int) -> Dict[str, str]:
     content = _read(proc, pid, "environ")
-    if b"FIRSTLIGHT_ENDPOINT=" not in content or _is_elsewhere(proc, pid):
+    if not any(name in content for name in (b"FIRSTLIGHT_ENDPOINT=", b"FIRSTLIGHT_WAY_IN=")) \
+            or _is_elsewhere(proc, pid):
         return {}
     pairs = (item.partition(b"=") for item in content.split(b"\0"))
     found = {
         key.decode(): value.decode("utf-8", "replace")
         for key, _, value in pairs
-        if key in (b"FIRSTLIGHT_ROOT", b"FIRSTLIGHT_ENDPOINT", b"FIRSTLIGHT_PLAN")
+        if key in (b"FIRSTLIGHT_ROOT", b"FIRSTLIGHT_ENDPOINT", b"FIRSTLIGHT_PLAN",
+                   b"FIRSTLIGHT_WAY_IN")
     }
     # Anyone can start a process with these; a name of ours is safe in a path, any other is not.
-    return found if NAME.fullmatch(found.get("FIRSTLIGHT_ENDPOINT", "")) else {}
+    named = [found[key] for key in ("FIRSTLIGHT_ENDPOINT", "FIRSTLIGHT_WAY_IN") if key in found]
+    return found if named and all(map(NAME.fullmatch, named)) else {}
 
 
 def _user(uid: int) -> str:

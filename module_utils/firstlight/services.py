@@ -13,14 +13,18 @@ import glob
 import hashlib
 import http.client
 import os
-import socket
 import time
 import xmlrpc.client
 from typing import Any, Dict, List, Optional
 
 from . import paths, processes
+from .docker_api import UnixConnection
+from .planning import way_in
 from .runner import Ran, run
 from .transaction import Lock
+
+LOG_BYTES = 262144
+"""Most that is read of a log."""
 
 Status = Dict[str, Any]
 """``{state, pid, detail}``; state is absent, stopped, starting, running or failed."""
@@ -33,6 +37,7 @@ class ServiceError(Exception):
 class Systemd:
     """System units, for root where PID 1 is systemd."""
 
+    KIND = "systemd"
     FOLDER = "/etc/systemd/system"
 
     def __init__(self, root: str) -> None:
@@ -73,8 +78,11 @@ class Systemd:
         pid = int(said.get("MainPID") or 0) or None
         return {"state": state, "pid": pid, "detail": said.get("Result", "")}
 
-    def follow(self, name: str) -> None:
-        """Start, restart or end the service as its definition file is or is not there."""
+    def follow(self, name: str, anew: bool = False) -> None:
+        """Start, restart or end the service as its definition file is or is not there.
+
+        :param anew: start it again where it runs already, which is what happens here anyway.
+        """
         unit = self._unit(name)
         there = os.path.exists(self.files(name)[0])
         if not there:
@@ -89,10 +97,18 @@ class Systemd:
             run(["systemctl", "reset-failed", unit])
             processes.end(self.root, name)
 
-    def log_tail(self, name: str, lines: int = 20) -> str:
-        """The last lines that the engine wrote."""
-        unit = self._unit(name)
-        ran = run(["journalctl", "--unit", unit, "--lines", str(lines), "--output", "cat"])
+    def reload(self, name: str) -> None:
+        """Have a service that runs take its files anew; what it is at goes on."""
+        self._must(run(["systemctl", "reload", self._unit(name)], timeout_s=60))
+
+    def log_mark(self, name: str) -> Any:
+        """Where the log is now, for :meth:`log_tail`."""
+        return time.time()
+
+    def log_tail(self, name: str, lines: int = 20, mark: Any = None) -> str:
+        """The last lines that the engine wrote; those since a mark."""
+        argv = ["journalctl", "--unit", self._unit(name), "--lines", str(lines), "--output", "cat"]
+        ran = run(argv + (["--since", "@%.6f" % mark] if mark else []))
         return ran.stdout.strip() if ran.ok else ran.complaint()
 
     def left_over(self) -> List[str]:
@@ -122,6 +138,7 @@ class Supervisor:
     :param supervisord: its executable; needed to start it, not to talk to one that runs.
     """
 
+    KIND = "supervisor"
     STATES = {
         "STARTING": "starting",
         "RUNNING": "running",
@@ -171,15 +188,19 @@ class Supervisor:
             "detail": said["spawnerr"] or said["description"],
         }
 
-    def follow(self, name: str) -> None:
-        """Start, restart or end the program as its definition file is or is not there."""
+    def follow(self, name: str, anew: bool = False) -> None:
+        """Start, restart or end the program as its definition file is or is not there.
+
+        :param anew: as for systemd.
+        """
         there = os.path.exists(self.files(name)[0])
         # Two endpoints may need a supervisord at the same moment: the later one finds it running.
         with Lock(os.path.join(self.root, "journal", "supervisord.lock"), wait_s=60):
             if self.daemon_pid() is None:
                 # Whatever still runs was left by a supervisord that was killed, and the one that
                 # is started now starts every program anew: all of them need their ports.
-                for orphan in processes.engines(self.root):
+                for orphan in [*processes.engines(self.root),
+                               *map(way_in.service_name, processes.ways_in(self.root))]:
                     processes.end(self.root, orphan)
                 if there:
                     self._start_daemon()
@@ -199,16 +220,37 @@ class Supervisor:
         except xmlrpc.client.Fault as fault:
             raise ServiceError("supervisord: %s" % fault.faultString) from fault
 
-    def log_tail(self, name: str, lines: int = 20) -> str:
-        """The last lines that the engine wrote."""
-        path = os.path.join(self.root, "endpoints", name, "engine.log")
+    def reload(self, name: str) -> None:
+        """Have a program that runs take its files anew; what it is at goes on."""
+        try:
+            self._api().signalProcess(name, "USR2")
+        except xmlrpc.client.Fault as fault:
+            raise ServiceError("supervisord: %s" % fault.faultString) from fault
+
+    def log_mark(self, name: str) -> Any:
+        """Where the log is now, for :meth:`log_tail`."""
+        with contextlib.suppress(OSError):
+            return os.path.getsize(self._log(name))
+        return 0
+
+    def log_tail(self, name: str, lines: int = 20, mark: Any = None) -> str:
+        """The last lines that the engine wrote; those since a mark."""
+        path = self._log(name)
         try:
             with open(path, "rb") as file:
-                file.seek(max(0, os.path.getsize(path) - 65536))
+                size = os.path.getsize(path)
+                # One that is shorter than it was is a new one.
+                since = mark if mark and mark <= size else 0
+                file.seek(max(since, size - LOG_BYTES))
                 tail = file.read().decode("utf-8", "replace").splitlines()
         except OSError as problem:
             return "%s: %s" % (path, problem.strerror)
         return "\n".join(tail[-lines:])
+
+    def _log(self, name: str) -> str:
+        if name.startswith(way_in.PREFIX):
+            return os.path.join(way_in.folder(self.root, name[len(way_in.PREFIX):]), "haproxy.log")
+        return os.path.join(self.root, "endpoints", name, "engine.log")
 
     def left_over(self) -> List[str]:
         """What :meth:`close_if_unused` would end and remove."""
@@ -225,7 +267,7 @@ class Supervisor:
         if pid is not None:
             self._api().shutdown()
             deadline = time.monotonic() + 60
-            while _alive(pid):
+            while processes.is_alive(pid):
                 if time.monotonic() > deadline:
                     raise ServiceError("supervisord (pid %d) does not end within 60 s" % pid)
                 time.sleep(0.05)
@@ -271,30 +313,10 @@ def kind_for_this_host() -> str:
     return "supervisor"
 
 
-def _alive(pid: int) -> bool:
-    """Whether the process is more than a zombie that nobody waits for."""
-    try:
-        with open("/proc/%d/stat" % pid, encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=60)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 class _UnixTransport(xmlrpc.client.Transport):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._path = path
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return _UnixConnection(self._path)
+        return UnixConnection(self._path)

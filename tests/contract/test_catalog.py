@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 FILES = REPOSITORY / "roles" / "inference_endpoint" / "files"
 ROWS = yaml.safe_load((REPOSITORY / "catalog" / "engine_releases.yml").read_text())
 KEYS = {"engine", "version", "runtime", "variant", "package", "lock", "launcher", "dialect",
-        "image", "tag", "digest", "entrypoint", "devices", "formats", "quantisations",
+        "image", "tag", "digest", "entrypoint", "user", "devices", "formats", "quantisations",
         "architectures", "minimum_python", "libraries", "extra_flags", "cuda", "minimum_driver",
         "full_driver", "compat_drivers", "capabilities", "ptx", "l4t", "torch", "triton",
         "memory_utilisation", "cudagraph_profiled", "second_runner", "batch_defaults",
@@ -29,6 +29,8 @@ INSTALLED = {"package", "lock", "launcher", "minimum_python", "extra_flags"}
 PULLED = {"image", "tag", "cuda", "minimum_driver", "capabilities"}
 # On a Jetson the driver comes with the release of Jetson Linux.
 OF_JETSONS = PULLED - {"minimum_driver"}
+# A CPU has neither.
+OF_CPUS = PULLED - {"cuda", "minimum_driver", "capabilities"}
 
 
 def each(rows):
@@ -58,7 +60,7 @@ def decided_by_the_plan(row):
     plan = {"dialect": row["dialect"], "venv": "/venv", "launcher": row["launcher"],
             "runtime": row["runtime"], "entrypoint": row["entrypoint"], "engine_binary": "",
             "engine_python": "", "model": {"path": "/m.gguf", "served_name": "m"},
-            "bind": "127.0.0.1", "port": 8000, "context": 4096, "parallel": 4, "gpus": [],
+            "listen": "127.0.0.1", "engine_port": 8000, "context": 4096, "parallel": 4, "gpus": [],
             "env": {}, "flags": [], "extra_args": []}
     return {word for word in engine_command(plan)["argv"] if word.startswith("-")}
 
@@ -73,7 +75,8 @@ def test_rows_are_sorted_and_each_is_there_once():
 @each_row
 def test_a_row_has_every_key_and_no_other(row):
     assert set(row) == KEYS
-    pulled = OF_JETSONS if row["variant"].startswith("l4t") else PULLED
+    pulled = OF_JETSONS if row["variant"].startswith("l4t") else (
+        PULLED if "gpu" in row["devices"] else OF_CPUS)
     needed = INSTALLED if row["runtime"] == "native" else pulled
     assert [key for key in sorted(ALWAYS | needed) if not row[key]] == []
 
@@ -82,6 +85,13 @@ def test_a_row_has_every_key_and_no_other(row):
 def test_a_release_is_installed_or_pulled_and_not_both(row):
     assert bool(row["lock"]) == bool(row["launcher"]) == (row["runtime"] == "native")
     assert bool(row["image"]) == bool(row["tag"]) == (row["runtime"] == "docker")
+
+
+@each_row
+def test_who_runs_in_a_container_is_nobody_who_may_do_everything(row):
+    """An empty user is the image's own. Numbers alone: an image may not have the name."""
+    assert row["user"] == "" or re.fullmatch(r"[1-9]\d{0,4}:\d{1,5}", row["user"])
+    assert row["user"] == "" or row["runtime"] == "docker"
 
 
 @each_row

@@ -36,7 +36,7 @@ FLAG = re.compile(r"--[a-z][a-z-]+")
 DIALECTS = {"vllm": {"vllm_api_server", "vllm_serve"}, "llama_cpp": {"llama_server"}}
 CONDITIONS = {"version": str, "runtime": str, "classes": list, "capabilities": list,
               "l4t_majors": list, "torch": str, "quantisations": list, "formats": list,
-              "docker": str, "tensor_parallel": str, "always": bool}
+              "docker": str, "tensor_parallel": str, "always": bool, "devices": list}
 ACTIONS = {"forbid": bool, "avoid": bool, "set_env": dict, "unset_env": list,
            "add_flags": list, "note": str}
 # Plain weights are no quantisation, yet cards differ in them.
@@ -67,7 +67,8 @@ def matching(issue):
             and Version(row["version"]) in SpecifierSet(when.get("version", ""))
             and ("torch" not in when or row["torch"]
                  and Version(row["torch"]) in SpecifierSet(when["torch"]))
-            and when.get("runtime", row["runtime"]) == row["runtime"]]
+            and when.get("runtime", row["runtime"]) == row["runtime"]
+            and set(row["devices"]) & set(when.get("devices", row["devices"]))]
 
 
 @pytest.mark.parametrize(("name", "keys"), [
@@ -145,10 +146,16 @@ def test_a_release_takes_no_flag_that_it_has_lost(row):
 @each_release
 def test_only_vllm_has_a_share_of_memory_and_defaults_of_batches(row):
     has = row["engine"] == "vllm"
-    assert bool(row["memory_utilisation"]) == bool(row["batch_defaults"]) == has
+    # On a CPU it is told how large its cache is.
+    shares = has and "gpu" in row["devices"]
+    assert bool(row["memory_utilisation"]) == shares
+    assert ("--gpu-memory-utilization" in row["flags"]) == shares
+    assert ("VLLM_CPU_KVCACHE_SPACE" in row["environment"]) == (has and not shares)
+    assert bool(row["batch_defaults"]) == has
     assert bool(row["torch"]) == bool(row["quantisations"]) == bool(row["environment"]) == has
-    if has:
+    if shares:
         assert 0.5 < float(row["memory_utilisation"]) < 1
+    if has:
         # The first that holds is taken: the largest memory comes first, and the last always holds.
         floors = [one["minimum_memory_gib"] for one in row["batch_defaults"]]
         assert floors == sorted(set(floors), reverse=True)
@@ -196,6 +203,7 @@ def test_the_conditions_of_an_issue_can_be_held_against_a_plan(row):
     assert all(CAPABILITY.fullmatch(one) for one in when.get("capabilities", []))
     assert all(isinstance(one, int) for one in when.get("l4t_majors", []))
     assert set(when.get("formats", [])) <= {"safetensors", "gguf"}
+    assert set(when.get("devices", [])) <= {"cpu", "gpu"}
     assert "always" not in when or set(when) == {"always"}
     # The daemon has no rows of releases.
     assert row["engine"] == "docker" or matching(row), "no release in the catalog is meant"
@@ -227,10 +235,12 @@ def test_no_variable_is_both_set_and_unset_for_one_release():
 def test_a_method_that_left_the_core_is_refused_where_it_is_missing(quantisation):
     refused = [row for row in ISSUES if row["action"].get("forbid") and row["engine"] == "vllm"
                and [quantisation] in (row["when"].get("formats"), row["when"].get("quantisations"))]
-    without = [row for row in RELEASES
-               if row["engine"] == "vllm" and quantisation not in row["quantisations"]]
+    # A build for the CPU has few methods; its row alone says which.
+    without = [row for row in RELEASES if row["engine"] == "vllm" and "gpu" in row["devices"]
+               and quantisation not in row["quantisations"]]
     assert without
-    assert [release for row in refused for release in matching(row)] == without
+    assert [release for row in refused for release in matching(row)
+            if "gpu" in release["devices"]] == without
 
 
 @each_release
@@ -328,11 +338,13 @@ BYTES = {"bytes", "bytes per hidden size", "bytes per logit", "bytes per token o
 SHARES = {"share of all memory", "share of the device's memory"}
 COUNTS = {"sequences", "tensors", "tokens"}
 CAPABILITIES = "compute capabilities"
+# vLLM on a CPU is another engine, as far as memory and time are concerned.
+COSTED = [*sorted(DIALECTS), "vllm_cpu"]
 
 
 @each_cost
 def test_a_cost_is_a_number_of_its_unit(row):
-    assert row["engine"] in DIALECTS
+    assert row["engine"] in COSTED
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", row["name"])
     value, unit = row["value"], row["unit"]
     if unit == CAPABILITIES:
@@ -353,7 +365,7 @@ def test_a_cost_is_a_number_of_its_unit(row):
     assert ("share" in row["name"]) == (unit in SHARES)
 
 
-@pytest.mark.parametrize("engine", sorted(DIALECTS))
+@pytest.mark.parametrize("engine", COSTED)
 def test_what_was_not_measured_is_believed_less(engine):
     costs = memory.costs_of(engine, ROWS["engine_costs"])
     assert costs["error_share"] < costs["error_share_unmeasured"]
@@ -400,15 +412,18 @@ class Read(dict):
         return super().__getitem__(name)
 
 
-@pytest.mark.parametrize("engine", sorted(DIALECTS))
+@pytest.mark.parametrize("engine", COSTED)
 def test_an_engine_has_the_costs_that_are_read_of_it_and_no_others(engine):
     costs = Read(memory.costs_of(engine, ROWS["engine_costs"]))
+    on_cpu = engine == "vllm_cpu"
     release = planner.row(engine=engine, version="0.24.0") if engine == "vllm" else {
-        **planner.rows_without(engine="vllm")[0], "measured": True}
+        **(planner.row(engine="vllm", variant="cpu") if on_cpu
+           else planner.rows_without(engine="vllm")[0]), "measured": True}
     models = [planner.model(name) for name in (
         "Llama-3.1-8B", "DeepSeek-V2-Lite", "Qwen3-30B-A3B", "Gemma-3-27b")]
     vllm = engine == "vllm"
     for model, eager, on_gpu, shared, measured in itertools.product(models, *4 * [(True, False)]):
+        on_gpu = on_gpu and not on_cpu
         device = placement.Device("a card", 80 * 2**30, 80 * 2**30,
                                   "9.0" if on_gpu else "", shared, 2)
         runs = placement.Engine({**release, "measured": measured}, None, costs, {}, eager, {}, "")

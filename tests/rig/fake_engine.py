@@ -182,13 +182,18 @@ def main():
     flags.add_argument("--port", type=int, required=True)
     flags.add_argument("--model", default=MODEL)
     flags.add_argument("--fault", choices=sorted(FAULTS), default="none")
+    flags.add_argument("--ready-after", type=float, default=0, help="seconds of loading")
     flags.add_argument("--child", action="store_true", help="have a child, as vLLM has")
     asked = flags.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if asked.child:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     print("fake engine: serves on port %d" % asked.port, flush=True)
-    with serving(FAULTS[asked.fault], asked.model, asked.port):
+    with serving(FAULTS[asked.fault], asked.model, asked.port) as url:
+        if asked.ready_after:
+            url.engine.faults = FAULTS["loading"]
+            time.sleep(asked.ready_after)
+            url.engine.faults = FAULTS[asked.fault]
         while True:
             time.sleep(60)
 

@@ -248,7 +248,11 @@ SERVED = st.fixed_dictionaries({
     "state": st.sampled_from(["absent", "stopped", "starting", "running", "failed"]),
     "pid": st.none() | st.integers(1, 4194304), "plan": st.none() | st.just("9f2c"),
     "healthy": st.booleans(), "strays": st.lists(st.integers(1, 4194304), max_size=2),
-    "passport": st.none() | st.just({"plan": {"url": "http://127.0.0.1:8001"}})})
+    "detail": HOSTILE, "manager": st.sampled_from([None, "systemd", "supervisor", "docker"]),
+    "definition": st.none() | HOSTILE, "half_done": st.booleans(), "log": HOSTILE,
+    "way_in": st.dictionaries(HOSTILE, HOSTILE, max_size=2),
+    "gpus_seen": st.none() | st.lists(HOSTILE, max_size=2),
+    "passport": st.none() | st.just({"plan": {"url": "http://127.0.0.1:8001", "hash": "9f2c"}})})
 STATES = st.fixed_dictionaries({
     "root": ROOTS,
     "strangers": st.lists(HOSTILE, max_size=2),

@@ -7,6 +7,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import shlex
 import signal
 import socket
 import sys
@@ -14,9 +15,14 @@ import tempfile
 import time
 
 import jinja2
+import yaml
 
 from ansible.module_utils.firstlight import processes, services
-from ansible.module_utils.firstlight.planning.service_text import supervisor_command
+from ansible.module_utils.firstlight.planning import way_in
+from ansible.module_utils.firstlight.planning.service_text import (
+    supervisor_command,
+    systemd_command,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TEMPLATES = ROOT / "roles" / "inference_endpoint" / "templates"
@@ -35,11 +41,35 @@ def definition(root, name, argv, plan_hash, env=None):
                      __inference_endpoint_root=root)
 
 
+def way_in_plan(port, engine_port, bind="127.0.0.1", tls=("", ""), engine="llama_cpp"):
+    """What a way in needs to know of a plan."""
+    return {
+        "name": "chat", "engine": engine, "way_in": True, "bind": bind, "port": port,
+        "engine_port": engine_port, "public_url": "https://" + way_in.address(bind, port),
+        "tls": "given" if tls[0] else "self-signed", "tls_certificate": tls[0], "tls_key": tls[1],
+    }
+
+
+def way_in_wanted(root, plan, keys, manager="supervisor"):
+    """A way in as the role renders it; keys in clear."""
+    rows = yaml.safe_load((ROOT / "catalog" / "way_in_paths.yml").read_text())
+    decided = way_in.way_in_service(plan, rows, root, manager, os.geteuid())
+    texts = {name: _rendered(template, __inference_endpoint_way_in=decided,
+                             __inference_endpoint_root=root)
+             for name, template in (
+                 ("config", "haproxy.cfg.j2"),
+                 ("definition", "way_in_program.conf.j2" if manager == "supervisor"
+                  else "way_in_unit.service.j2"))}
+    digests = way_in.endpoint_keys([{"name": "chat", "api_key": list(keys)}])["chat"]
+    return {"plan": plan, "keys": digests, **texts}
+
+
 def _rendered(template, **variables):
     # Ansible's own settings for templates.
     world = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True,
                                undefined=jinja2.StrictUndefined)
-    world.filters["supervisor_command"] = supervisor_command
+    world.filters.update(supervisor_command=supervisor_command, systemd_command=systemd_command,
+                         quote=shlex.quote)
     return world.from_string((TEMPLATES / template).read_text()).render(**variables)
 
 
@@ -60,6 +90,8 @@ def short_root(name="root"):
         kill(services.Supervisor(root).daemon_pid())
         for engine in processes.engines(root):
             processes.end(root, engine, grace_s=0)
+        for name in processes.ways_in(root):
+            processes.end(root, way_in.service_name(name), grace_s=0)
         shutil.rmtree(top)
 
 

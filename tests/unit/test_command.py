@@ -41,7 +41,10 @@ def plans_of(row):
         if not one["action"].get("forbid") and not one["action"].get("avoid")])
     model = VLLM if "safetensors" in row["formats"] else GGUF
     made = []
-    for more in ({}, {"gpus": "all"}, {"gpus": 3, "context": 4096}):
+    on_cpu = row["devices"] == ["cpu"]
+    for more in ({}, {"context": 2048}) if on_cpu else (
+            {}, {"gpus": "all"}, {"gpus": 3, "context": 4096}):
+        more = {"runtime": row["runtime"], **more}
         result = planner.plan(hosts_for(row), {"model": model, **more}, catalog=catalog)
         made += result["endpoints"]
     assert made, result["refusals"]
@@ -149,7 +152,8 @@ def test_vllm_serves_the_model_by_its_place(version):
     assert argv[:3] == ["vllm", "serve", VLLM]
     given = flags(argv)
     assert given["--served-model-name"] == "Llama-3.1-8B"
-    assert given["--host"] == "127.0.0.1"
+    # Its container publishes it on loopback alone.
+    assert given["--host"] == "0.0.0.0"
     assert given["--max-model-len"] == "8192"
     assert given["--tensor-parallel-size"] == "4"
     assert given["--max-num-batched-tokens"] == str(plan["batched_tokens"])

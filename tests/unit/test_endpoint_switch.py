@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import multiprocessing
@@ -55,8 +54,7 @@ class Host:
                 self.root, "chat", plan.pop("argv"), plan["hash"],
                 {"PYTHONUNBUFFERED": "1", **plan.get("env", {})})
             params.update(plan=plan, supervisord=self.supervisord, supervisor_config=config())
-            if self.oracle:
-                params["oracle"] = self.oracle
+            params["plan"]["oracle"] = self.oracle
         return params
 
     def switch(self, plan, **how):
@@ -82,6 +80,11 @@ class Host:
     def pids(self):
         return {one["pid"] for one in processes.engines(self.root).get("chat", [])}
 
+    def journals(self):
+        """What of a change is under way, or was ended in the middle."""
+        return [path.name for path in (pathlib.Path(self.root) / "journal").glob("*.json")
+                if not path.name.endswith(".run.json")]
+
     def disk(self):
         """Every file of ours that a switch may change, and when it was written."""
         return {
@@ -102,7 +105,8 @@ def plan(port, argv, start_timeout_s=60, served_name="fake"):
     """What the switch reads of a plan, and its argv for the definition."""
     identity = json.dumps([port, argv, start_timeout_s]).encode()
     return {
-        "name": "chat", "url": "http://127.0.0.1:%d" % port,
+        "name": "chat", "url": "http://127.0.0.1:%d" % port, "engine_port": port,
+        "engine": "llama_cpp", "engine_version": "1", "runtime": "native", "gpus": [],
         "hash": hashlib.sha256(identity).hexdigest(),
         "model": {"served_name": served_name, "chat_template": True},
         "start_timeout_s": start_timeout_s, "memory": {"total_bytes": 123456789}, "argv": argv,
@@ -155,7 +159,7 @@ def test_a_real_engine_is_switched_proven_and_kept(host, real, tmp_path):
     assert passport["endpoint"] == "chat"
     assert passport["memory"]["predicted_bytes"] == 123456789
     assert passport["memory"]["observed_bytes"] > canary.FILES[canary.GGUF].size
-    assert set(passport["phases"]) == {"start_s", "ready_s", "proof_s"}
+    assert set(passport["phases"]) == {"start_s", "port_s", "ready_s", "listed_s", "proof_s"}
     assert all(seconds > 0 for seconds in passport["phases"].values())
     assert passport["smoke"]["figures"]["tokens"] == 64
     check = json.loads((host.folder / "last_check.json").read_text())
@@ -325,14 +329,83 @@ def other_run(host, wanted, main=endpoint_switch.main):
         process.join(30)
 
 
+def starts(host, wanted):
+    """Whether the engine of a plan is there, ready or not."""
+    return wanted["hash"] in [one["plan"] for one in processes.engines(host.root).get("chat", [])]
+
+
+def guard_of(host):
+    """The process that stands beside the work, by what it wrote of itself."""
+    return json.loads((pathlib.Path(host.root) / "journal" / "endpoint-chat.run.json").read_text()
+                      )["pid"]
+
+
 def killed_while_it_waits(host, wanted):
-    """A run that gets SIGKILL when its new engine is there and not ready."""
+    """A run that gets SIGKILL, with all that it began, when its new engine is there and not ready."""
     with other_run(host, wanted) as run:
-        until(lambda: wanted["hash"] in [
-            one["plan"] for one in processes.engines(host.root).get("chat", [])])
-        run.kill()
+        until(lambda: starts(host, wanted))
+        guard = guard_of(host)
+        everyone = [run.pid, guard, *processes.children(guard)]
+        assert len(everyone) == 3
+        for pid in everyone:
+            os.kill(pid, signal.SIGSTOP)  # none of them sees another's end
+        for pid in everyone:
+            os.kill(pid, signal.SIGKILL)
         run.join(30)
         assert run.exitcode == -signal.SIGKILL
+
+
+def test_a_run_whose_watcher_is_killed_goes_on_by_itself(host, tmp_path):
+    old, new = fake(), fake("--ready-after", "2")
+    host.switched(old)
+    with other_run(host, new) as run:
+        until(lambda: starts(host, new))
+        run.kill()
+        run.join(30)
+    until(lambda: json.loads(host.passport())["plan"]["hash"] == new["hash"])
+    until(lambda: not host.journals())
+    assert healthy(new["url"])
+    assert host.switch(new)["changed"] is False
+
+
+def test_a_work_that_is_killed_is_put_back_by_its_guard(host):
+    old, new = fake(), loading()
+    host.switched(old)
+    kept = host.passport()
+    with other_run(host, new) as run:
+        until(lambda: starts(host, new))
+        [worker] = processes.children(guard_of(host))
+        run.kill()
+        os.kill(worker, signal.SIGKILL)
+        run.join(30)
+    until(lambda: not host.journals())
+    assert healthy(old["url"])
+    assert host.passport() == kept
+    assert host.switch(old)["changed"] is False
+
+
+def test_a_work_that_takes_too_long_is_ended_and_put_back(host, monkeypatch):
+    old = fake()
+    host.switched(old)
+    monkeypatch.setattr(endpoint_switch.endpoint_work, "limit_s", lambda params: 1.5)
+    failed = host.switch(loading())
+    assert "The work on chat was ended in the middle." in failed["msg"]
+    assert "What served before is back on %s." % old["url"] in failed["msg"]
+    assert host.switch(old)["changed"] is False
+
+
+def test_a_later_call_of_the_same_run_watches_on(host):
+    new = fake("--ready-after", "2")
+    first = host.switch(new, run="1", wait_s=0.2)
+    assert (first["finished"], first["changed"]) == (False, False)
+    assert isinstance(first["progress"], dict)
+    other = host.switch(new, run="2", wait_s=0.2)
+    assert "another run is at it" in other["msg"]
+    last = host.switch(new, run="1", wait_s=60)
+    assert (last["finished"], last["changed"]) == (True, True)
+    assert last["verdict"]["passed"] is True
+    assert "it has no passport yet" in last["reasons"]
+    assert host.switch(new, run="1")["changed"] is False
 
 
 def test_after_a_killed_switch_the_next_run_goes_back_and_then_ahead(host):
@@ -363,24 +436,27 @@ def test_after_a_killed_switch_the_old_plan_is_served_again_and_not_restarted_tw
     assert host.switch(old)["changed"] is False
 
 
-def test_a_switch_killed_after_its_last_step_is_done_again(host):
+def test_a_switch_killed_after_its_last_step_is_put_back_and_done_again(host, tmp_path):
     """Everything is as wanted then, except that the journal would undo it some other day."""
     old, new = fake(), fake()
     host.switched(old)
+    forget, flag = Transaction._forget, tmp_path / "killed"
+
+    def dies_once(self):
+        if not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        forget(self)
 
     def dies_when_it_forgets():
-        Transaction._forget = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+        Transaction._forget = dies_once
         endpoint_switch.main()
 
     with other_run(host, new, dies_when_it_forgets) as run:
         run.join(60)
-        assert run.exitcode == -signal.SIGKILL
-    assert host.chat()["plan"] == new["hash"]
-    assert json.loads(host.passport())["plan"]["hash"] == new["hash"]
-    result = host.switched(new)
-    assert result["reasons"] == ["an earlier switch of it was ended in the middle"]
-    assert result["recovered"] is True
-    assert host.chat()["plan"] == new["hash"]
+    assert flag.exists()
+    assert host.chat()["plan"] == old["hash"]
+    assert host.switched(new)["recovered"] is False
     assert host.switch(new)["changed"] is False
 
 
@@ -393,16 +469,13 @@ def test_a_killed_first_switch_can_be_removed(host):
     assert host.remove()["changed"] is False
 
 
-def test_two_switches_at_a_time_are_one_too_many(host, monkeypatch):
-    monkeypatch.setattr(
-        endpoint_switch, "Transaction", functools.partial(Transaction, wait_s=0.1))
+def test_two_switches_at_a_time_are_one_too_many(host):
     first = loading()
-    with other_run(host, first) as run:
+    with other_run(host, first):
         until(lambda: host.pids())
         second = host.switch(fake())
         assert second["failed"] is True
-        assert "another run holds" in second["msg"]
-        assert "(pid %d)" % run.pid in second["msg"]
+        assert "another run is at it (pid %d" % guard_of(host) in second["msg"]
         assert "nothing was changed" in second["msg"]
         assert host.chat()["plan"] == first["hash"]
 
@@ -465,7 +538,7 @@ def test_removal_ends_and_removes_and_says_what(host):
     assert not host.folder.exists()
     assert host.info()["endpoints"] == {}
     assert host.service.daemon_pid() == daemon, "it is not the endpoint's alone"
-    assert host.remove() == {"changed": False, "name": "chat", "reasons": [],
+    assert host.remove() == {"changed": False, "name": "chat", "reasons": [], "finished": True,
                              "invocation": result["invocation"]}
 
 

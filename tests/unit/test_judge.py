@@ -142,21 +142,6 @@ def test_a_repository_id_is_refused_as_long_as_nothing_is_fetched():
     assert "its path" in found["remedy"]
 
 
-def test_a_plan_that_this_release_cannot_start_is_refused_before_anything_is_touched():
-    entry = {"model": "/srv/models/Qwen2.5-0.5B.gguf"}
-    own = {**entry, "engine_binary": "/opt/llama-server", "engine_version": "11434"}
-    on_gpu = planner.plan(planner.host("h100", 2), entry, own)["endpoints"]
-    on_cpu = planner.plan(planner.cpu(), entry)["endpoints"]
-    refused = judge.startable(on_gpu + on_cpu)
-    assert [(one["id"], one["severity"]) for one in refused] == [
-        ("plan-runtime-not-ready", "error")] * 2
-    assert "(chat)" in refused[0]["subject"]
-    assert on_gpu[0]["image"] in refused[0]["found"]
-    assert "program of the host" in refused[1]["found"]
-    assert "gpus: 0" in refused[0]["remedy"]
-    assert judge.startable(on_cpu) == []
-
-
 def test_the_canary_needs_no_file():
     missing = finding("model-missing", "canary", "no such file", "a model", "set `model`")
     assert judged(state(), [missing]) == []

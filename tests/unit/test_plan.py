@@ -270,7 +270,10 @@ def test_a_device_that_an_endpoint_leaves_for_the_cpu_is_free():
 
 REFUSALS = {
     "engine that is for GPUs": ({"engine": "vllm"}, {}, "engine", "gguf"),
-    "runtime that has no release": ({"runtime": "docker"}, {}, "engine", "the CPU"),
+    "runtime that has no release": ({"runtime": "native", "model": SAFETENSORS}, {}, "model",
+                                    "the CPU"),
+    "container that nobody asked for": ({"model": SAFETENSORS, "engine": "vllm",
+                                         "engine_version": "0.32.0"}, {}, "runtime", "the CPU"),
     "version that is none": ({"engine_version": "0.0.1"}, {}, "engine_version", "a release of"),
     "format that it does not read": ({"model": SAFETENSORS, "engine": "llama_cpp"}, {}, "engine",
                                      "safetensors"),

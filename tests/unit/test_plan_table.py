@@ -25,6 +25,9 @@ def plan(**changes):
     return made.changed({
         "name": "chat", "engine": "vllm", "engine_version": "0.24.0", "runtime": "docker",
         "model": {"path": "meta-llama/Llama-3.1-70B-Instruct"}, "context": 33712,
+        "image": "vllm/vllm-openai:v0.24.0", "user": "", "way_in": False, "tls": "none",
+        "tls_certificate": "", "public_url": "http://127.0.0.1:8000", "engine_port": 8000,
+        "beside": False,
         "tensor_parallel": 2, "pipeline_parallel": 1, "gpus": [made.uuid(0), made.uuid(1)],
         "memory": {"weights_bytes": 50 * GIB, "kv_bytes": 20 * GIB, "activation_bytes": 5 * GIB,
                    "graph_bytes": 5 * GIB, "context_bytes": 10 * GIB, "total_bytes": 90 * GIB,
@@ -101,6 +104,30 @@ def test_devices_are_named_by_kind_and_uuid():
     assert "1 x MIG 2g.35gb + 1 x V100-SXM2-32GB + 1 x unknown" in text
     for one in ("MIG-2", made.uuid(1), "GPU-gone"):
         assert "  %s  " % one in text
+
+
+def test_an_image_and_who_runs_in_it_are_told_and_nothing_of_a_program():
+    assert "  image: vllm/vllm-openai:v0.24.0\n" in shown(plan())
+    assert "  image: ours:1 as 2000:0\n" in shown(plan(image="ours:1", user="2000:0"))
+    assert "image" not in shown(plan(image="", user=""))
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"tls": "self-signed"}, ["certificate signed by itself", "old engine is stopped before"]),
+    ({"tls": "given", "tls_certificate": "/etc/ssl/c.pem", "beside": True},
+     ["/etc/ssl/c.pem", "while the old one serves"])])
+def test_a_way_in_is_told_with_its_address_its_certificate_and_what_a_change_does(changes, words):
+    text = shown(plan(way_in=True, public_url="https://192.0.2.1:8000", engine_port=18000,
+                      **changes))
+    told = " ".join(text.split())
+    for word in [*words, "https://192.0.2.1:8000 with a key", "port 18000"]:
+        assert word in told
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_an_endpoint_on_loopback_has_no_way_in():
+    assert "way in" not in shown(plan())
+    assert "a change" not in shown(plan())
 
 
 def test_usual_plans_fit_a_terminal():

@@ -38,6 +38,7 @@ from ansible.module_utils.firstlight import (
 )
 from ansible.module_utils.firstlight import library_path as looking
 from ansible.module_utils.firstlight.planning import (
+    container,
     health,
     judge,
     keep,
@@ -67,10 +68,32 @@ def assert_whole(one):
 
 # Filters: the same input gives the same output, and stays as it is.
 
-PLANNED = (strategies.roomy() | strategies.on_gpus()).map(
+SITUATIONS = strategies.roomy() | strategies.on_gpus()
+PLANNED = SITUATIONS.map(
     lambda situation: plan.deployment_plan(*situation)["endpoints"]).filter(bool)
+CONTAINED = PLANNED.map(lambda plans: dict(plans[0], runtime="docker", image="example.org/a:1"))
+ENGINES = st.fixed_dictionaries({}, optional={
+    "cdi_devices": st.none() | st.just(["nvidia.com/gpu=all"]), "nvidia_runtime": st.booleans(),
+    "jetson": st.booleans(), "nofile_max": st.none() | st.integers(0, 2**30),
+    "memlock_unlimited": st.booleans(), "device_nodes": st.just({})})
+SPECS = st.tuples(CONTAINED, ENGINES).map(
+    lambda both: container.container_spec(both[0], planner.ROOT, both[1]))
+CONTAINERS = st.fixed_dictionaries({"containers": st.lists(st.fixed_dictionaries({
+    "name": strategies.NAMES, "endpoint": st.none() | strategies.NAMES,
+    "root": st.none() | strategies.ROOTS}), max_size=2)})
 ARGUMENTS = {
     "blocking_findings": st.tuples(st.lists(strategies.FINDINGS, max_size=4)),
+    "canaries_needed": SITUATIONS.map(lambda situation: (
+        plan.deployment_plan(*situation)["endpoints"], situation[1], situation[3])),
+    "canary_key": SITUATIONS.flatmap(lambda situation: st.tuples(
+        st.sampled_from(plan.deployment_plan(*situation)["endpoints"] or [None]),
+        st.just(situation[1]))).filter(lambda given_: given_[0]),
+    "canary_trials": PLANNED.flatmap(lambda plans: st.tuples(
+        st.sampled_from([{}, {plans[0]["name"]: plans[-1]}]), st.just(plans),
+        strategies.hosts(), st.just({one["hash"]: "text" for one in plans}))),
+    "canary_plan": PLANNED.map(lambda plans: (plans[0], planner.ROOT)),
+    "container_spec": st.tuples(CONTAINED, st.just(planner.ROOT), ENGINES),
+    "containers_to_make": st.tuples(st.lists(SPECS, max_size=2), CONTAINERS),
     "deployment_plan": strategies.situations(),
     "doctor_reports": strategies.FLEETS.flatmap(lambda fleet: st.tuples(
         st.just(fleet), st.lists(st.sampled_from(["new", *fleet]), unique=True))),
@@ -80,8 +103,11 @@ ARGUMENTS = {
         strategies.ASKED.map(lambda asked: requests.normalise(asked)[0]), strategies.STATES,
         st.fixed_dictionaries({"findings": strategies.MODEL_FINDINGS})),
     "endpoint_requests": st.tuples(strategies.ASKED),
+    "endpoints_to_switch": st.tuples(PLANNED, strategies.STATES).map(lambda both: (
+        *both, {one["hash"]: "text" for one in both[0]}, {})),
     "engine_command": PLANNED.map(lambda plans: (plans[0],)),
     "findings_text": st.tuples(st.lists(strategies.FINDINGS, max_size=4)),
+    "foreign_containers": st.tuples(st.lists(SPECS, max_size=2), CONTAINERS),
     "health_with_checks": st.tuples(strategies.REPORTS, strategies.LIBRARY_CHECKS),
     "host_health": st.tuples(strategies.hosts(), st.just(strategies.HEALTH_CATALOG)),
     "plan_profile": st.tuples(strategies.PROFILES, st.just(strategies.HEALTH_CATALOG),
@@ -92,7 +118,7 @@ ARGUMENTS = {
     "select_devices": strategies.hosts().flatmap(lambda facts: st.tuples(
         st.just(facts), strategies.WANTED,
         st.just(health.host_health(facts, strategies.HEALTH_CATALOG)), strategies.HELD)),
-    "startable_findings": st.tuples(PLANNED),
+    "smoke_requests": st.tuples(PLANNED, st.just("/root")),
     "supervisor_command": st.tuples(strategies.WORDS),
     "systemd_command": st.tuples(strategies.WORDS),
     "tuning_plan": strategies.TUNINGS,

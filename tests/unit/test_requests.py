@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
 import strategies
 from hypothesis import given
@@ -26,7 +28,9 @@ def ids(asked):
 def test_the_least_that_is_asked_for_gets_the_contracts_defaults():
     [request], wrong = requests.normalise([GOOD])
     assert wrong == []
-    assert {**requests.DEFAULTS, **GOOD}.items() <= request.items()
+    defaults = {key: one for key, one in requests.DEFAULTS.items() if key != "api_key"}
+    assert {**defaults, **GOOD}.items() <= request.items()
+    assert "api_key" not in request
     assert request["where"] == WHERE
     assert request["model_kind"] == "canary"
 
@@ -91,10 +95,16 @@ BAD_VALUES = {
     "port that is a truth value": ("port", True, "port-out-of-range"),
     "port that is a mapping": ("port", {}, "port-out-of-range"),
     "port left empty": ("port", None, "port-out-of-range"),
-    "bind to all addresses": ("bind", "0.0.0.0", "bind-not-loopback"),
-    "bind by name": ("bind", "localhost", "bind-not-loopback"),
-    "bind to IPv6": ("bind", "::1", "bind-not-loopback"),
-    "bind that is a list": ("bind", ["127.0.0.1"], "bind-not-loopback"),
+    "bind by name": ("bind", "localhost", "bad-bind"),
+    "bind to loopback of IPv6": ("bind", "::1", "bind-loopback"),
+    "bind to another loopback": ("bind", "127.0.0.2", "bind-loopback"),
+    "bind to a group": ("bind", "224.0.0.1", "bad-bind"),
+    "bind to one link": ("bind", "fe80::1%eth0", "bad-bind"),
+    "bind to a network": ("bind", "192.0.2.0/24", "bad-bind"),
+    "bind with a port": ("bind", "192.0.2.1:8000", "bad-bind"),
+    "bind that is a number": ("bind", 2130706433, "bad-bind"),
+    "bind that is a list": ("bind", ["127.0.0.1"], "bad-bind"),
+    "bind left empty": ("bind", None, "bad-bind"),
     "no model": ("model", None, "missing-model"),
     "blank model": ("model", " ", "missing-model"),
     "model that is a number": ("model", 7, "missing-model"),
@@ -124,7 +134,14 @@ BAD_VALUES = {
     "version that is a truth value": ("engine_version", True, "bad-engine-version"),
     "version with a line break": ("engine_version", "0.24.0\n", "bad-engine-version"),
     "version left empty": ("engine_version", None, "bad-engine-version"),
-    "api_key": ("api_key", SECRET, "api-key-unused"),
+    "a key on loopback": ("api_key", SECRET, "api-key-unused"),
+    "a key that is a number": ("api_key", 7, "bad-api-key"),
+    "keys of which one is a mapping": ("api_key", [SECRET, {}], "bad-api-key"),
+    "a certificate on loopback without its key": ("tls_key", "/etc/k.pem", "tls-unused"),
+    "an inner port on loopback": ("engine_port", 9000, "engine-port-unused"),
+    "an inner port that is none": ("engine_port", 0, "engine-port-out-of-range"),
+    "an inner port in words": ("engine_port", "auto", "engine-port-out-of-range"),
+    "a name like a way in's service": ("name", "way-in-chat", "bad-name"),
     "revision": ("revision", "main", "revision-unused"),
 }
 
@@ -139,6 +156,85 @@ def test_a_bad_value_is_one_finding_that_names_its_variable(case):
     assert found["subject"].endswith("." + key)
     assert found["subject"] in found["remedy"]
     assert found["wanted"]
+
+
+# The way in: any address but loopback.
+
+SERVED = {**GOOD, "bind": "192.0.2.10", "api_key": SECRET}
+
+
+@pytest.mark.parametrize(("asked", "taken"), [
+    ("0.0.0.0", "0.0.0.0"), ("::", "::"), ("192.0.2.10", "192.0.2.10"),
+    ("2001:DB8:0:0::1", "2001:db8::1")])
+@pytest.mark.parametrize("keys", [SECRET, [SECRET], [SECRET, SECRET + "-2"], (SECRET,)],
+                         ids=["one", "a list of one", "two", "a tuple"])
+def test_an_address_that_others_reach_is_served_with_a_key(asked, taken, keys):
+    [request], wrong = requests.normalise([{**SERVED, "bind": asked, "api_key": keys}])
+    assert wrong == []
+    assert request["bind"] == taken
+    assert SECRET not in repr(request)
+
+
+@pytest.mark.parametrize("served", [{}, {"engine_port": "9000"}, {
+    "tls_certificate": "/etc/ssl/c.pem", "tls_key": "/etc/ssl/k.pem"}])
+def test_what_a_way_in_may_be_told_is_taken(served):
+    [request], wrong = requests.normalise([{**SERVED, **served}])
+    assert wrong == []
+    assert request["engine_port"] == (9000 if "engine_port" in served else None)
+    assert request["tls_key"] == served.get("tls_key")
+
+
+BAD_WAYS_IN = {
+    "no key": ({"api_key": None}, "api_key", "api-key-missing"),
+    "a list without a key": ({"api_key": []}, "api_key", "api-key-missing"),
+    "a short key": ({"api_key": "hunter2"}, "api_key", "bad-api-key"),
+    "an empty key": ({"api_key": ""}, "api_key", "bad-api-key"),
+    "a key with a blank": ({"api_key": SECRET + " "}, "api_key", "bad-api-key"),
+    "a key with a line break": ({"api_key": SECRET + "\n"}, "api_key", "bad-api-key"),
+    "a key that is not ASCII": ({"api_key": SECRET + "\xe9"}, "api_key", "bad-api-key"),
+    "a short key among others": ({"api_key": [SECRET, "hunter2"]}, "api_key[1]", "bad-api-key"),
+    "a key that is a number": ({"api_key": 12345678901234567}, "api_key", "bad-api-key"),
+    "a list with a number": ({"api_key": [SECRET, 7]}, "api_key", "bad-api-key"),
+    "a certificate without its key": ({"tls_certificate": "/c.pem"}, "tls_key", "tls-half"),
+    "a certificate's key without it": ({"tls_key": "/k.pem"}, "tls_certificate", "tls-half"),
+    "a certificate by a relative path": (
+        {"tls_certificate": "c.pem", "tls_key": "/k.pem"}, "tls_certificate", "tls-path"),
+    "a certificate with a line break": (
+        {"tls_certificate": "/c\n", "tls_key": "/k.pem"}, "tls_certificate", "tls-path"),
+    "a key in the place of its path": (
+        {"tls_certificate": "/c.pem", "tls_key": SECRET}, "tls_key", "tls-path"),
+    "the engine on the public port": ({"engine_port": 8000}, "engine_port", "duplicate-port"),
+    "an inner port that is none": ({"engine_port": 65536}, "engine_port",
+                                   "engine-port-out-of-range"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_WAYS_IN)
+def test_what_is_wrong_with_a_way_in_is_one_finding_without_a_key(case):
+    changes, key, id_ = BAD_WAYS_IN[case]
+    [found] = findings([{**SERVED, **changes}])
+    assert found["id"] == "endpoint-" + id_
+    assert found["subject"] == "%s.%s" % (WHERE, key)
+    assert found["subject"] in found["remedy"]
+    assert SECRET not in repr(found)
+    assert "hunter2" not in repr(found)
+
+
+def test_ports_behind_the_ways_in_are_for_one_endpoint_as_well():
+    def clash(*entries):
+        return [(one["id"], one["subject"]) for one in findings(
+            [{**SERVED, "name": "e%d" % index, **one} for index, one in enumerate(entries)])]
+
+    def at(index):
+        return [("endpoint-duplicate-port", "inference_endpoints[%d] (e%d).engine_port"
+                 % (index, index))]
+
+    assert clash({"port": 8000}, {"port": 8002}) == []
+    assert clash({"port": 8000}, {"port": 8001}) == at(1), "two ports are kept for each"
+    assert clash({"port": 8000}, {"port": 18001}) == at(0), "that clients know a port goes first"
+    assert clash({"port": 8000}, {"port": 8001, "engine_port": 9000}) == []
+    assert clash({"port": 8000, "engine_port": 9000}, {"port": 8001, "engine_port": 9000}) == at(1)
+    assert clash({"port": 65535}, {"port": 55535}) == at(0)
 
 
 OWN = {**GOOD, "engine_python": "/opt/vllm/bin/python", "engine_version": "0.24.0"}
@@ -267,16 +363,16 @@ def test_two_endpoints_that_leave_the_port_out_clash():
 
 def test_everything_wrong_is_found_in_one_call():
     asked = [
-        {"name": "Chat", "model": "a/b/c", "engine": "x", "runtime": "y", "port": 0, "bind": "::",
-         "api_key": SECRET, "revision": "main", "context": 0, "tensor_parallel": 0, "gpus": -1,
+        {"name": "Chat", "model": "a/b/c", "engine": "x", "runtime": "y", "port": 0, "bind": "*",
+         "api_key": "short", "revision": "main", "context": 0, "tensor_parallel": 0, "gpus": -1,
          "extra_args": "-t", "prot": 1},
         "chat",
         {},
     ]
     expected = {
         "unknown-key", "bad-name", "model-path-not-absolute", "unknown-engine", "unknown-runtime",
-        "port-out-of-range", "bind-not-loopback", "bad-context", "bad-tensor-parallel", "bad-gpus",
-        "bad-extra-args", "api-key-unused", "revision-unused", "not-a-mapping", "missing-name",
+        "port-out-of-range", "bad-bind", "bad-api-key", "bad-context", "bad-tensor-parallel",
+        "bad-gpus", "bad-extra-args", "revision-unused", "not-a-mapping", "missing-name",
         "missing-model",
     }
     assert {one.replace("endpoint-", "", 1) for one in ids(asked)} == expected
@@ -328,8 +424,8 @@ def test_no_input_raises_and_what_passes_is_in_order(asked):
             request["model"].startswith("/")) else "repo")
         assert type(request["port"]) is int
         assert 1 <= request["port"] <= 65535
-        assert request["bind"] in requests.LOOPBACK
-        assert request["api_key"] is None
+        assert str(ipaddress.ip_address(request["bind"])) == request["bind"]
+        assert "api_key" not in request
         assert all(one.isprintable() for one in request["extra_args"])
 
 
@@ -337,7 +433,7 @@ def test_no_input_raises_and_what_passes_is_in_order(asked):
 def test_good_input_has_no_finding_and_stays_as_it_is(entry):
     [request], wrong = requests.normalise([entry])
     assert wrong == []
-    again = {key: request[key] for key in requests.DEFAULTS}
+    again = {key: request.get(key, entry.get(key)) for key in requests.DEFAULTS}
     assert requests.normalise([again]) == ([request], [])
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 
 import pytest
@@ -24,6 +23,7 @@ from fake_engine import (
 from supervised import free_port
 
 from ansible.module_utils.firstlight import http_client, smoke
+from ansible.module_utils.firstlight.planning import proof
 
 CHECKS = ["model-listed", "completion", "chat", "usage", "repeats", "speed"]
 # The checks that ask for a completion which is not streamed.
@@ -286,60 +286,125 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch):
 # The module ---------------------------------------------------------------------------------
 
 
-def ask(run_module, url, **more):
-    return run_module(smoke_inference.main, url=url, model=MODEL, oracle=ORACLE, **more)
+def target(url, **more):
+    return {"url": url, "model": MODEL, "oracle": ORACLE, **more}
+
+
+def ask(run_module, *endpoints, **more):
+    return run_module(smoke_inference.main, endpoints=list(endpoints), **more)
+
+
+def only(result):
+    """The only one."""
+    [one] = result["verdicts"]
+    return one
 
 
 def test_the_module_reports_and_records_without_a_change(run_module, tmp_path):
     record = tmp_path / "endpoints" / "chat" / "last_check.json"
     record.parent.mkdir(parents=True)
     with serving() as url:
-        result = ask(run_module, url, record=str(record))
-    assert (result["changed"], result["passed"]) == (False, True)
+        result = ask(run_module, target(url, record=str(record)))
+    assert (result["changed"], only(result)["passed"]) == (False, True)
     kept = json.loads(record.read_text())
     assert kept.pop("at").endswith("Z")
-    assert kept == {name: result[name] for name in kept}
+    assert kept == only(result)
     assert set(kept) == {"url", "passed", "checks", "figures", "findings"}
     assert stat.S_IMODE(record.stat().st_mode) == 0o644
+
+
+def test_each_endpoint_has_its_own_verdict_in_the_order_asked_for(run_module, tmp_path):
+    records = [tmp_path / name for name in ("a.json", "b.json", "c.json")]
+    with serving() as good, serving({"chat": status(500)}) as bad:
+        asked = [target(url, record=str(record))
+                 for url, record in zip((bad, good, bad), records)]
+        asked[2]["chat"] = False
+        result = ask(run_module, *asked)
+        assert [one["url"] for one in result["verdicts"]] == [bad, good, bad]
+    assert [one["passed"] for one in result["verdicts"]] == [False, True, True]
+    assert [failed(one) for one in result["verdicts"]] == [["chat"], [], []]
+    for one, record in zip(result["verdicts"], records):
+        assert json.loads(record.read_text())["findings"] == one["findings"]
+    assert "failed" not in result
+
+
+def test_an_endpoint_that_is_gone_does_not_keep_the_next_from_being_asked(run_module):
+    with serving() as url:
+        result = ask(run_module, target("http://127.0.0.1:%d" % free_port()), target(url))
+    assert [done(one) for one in result["verdicts"]] == [CHECKS[:1], CHECKS]
+
+
+def test_nothing_to_ask_is_no_verdict(run_module):
+    assert ask(run_module)["verdicts"] == []
+
+
+def test_an_endpoint_without_an_oracle_may_say_what_it_likes(run_module):
+    with serving({"completions": put(*TEXT, value="whatever")}) as url:
+        result = ask(run_module, {"url": url, "model": MODEL, "oracle": None}, target(url))
+    assert [one["passed"] for one in result["verdicts"]] == [True, False]
 
 
 def test_a_failed_proof_is_recorded_too_and_is_the_callers_to_judge(run_module, tmp_path):
     record = tmp_path / "last_check.json"
     record.write_text("the last one")
     with serving({"chat": status(500)}) as url:
-        result = ask(run_module, url, record=str(record))
-    assert (result["changed"], result["passed"]) == (False, False)
+        result = ask(run_module, target(url, record=str(record)))
+    assert (result["changed"], only(result)["passed"]) == (False, False)
     assert "failed" not in result
-    assert json.loads(record.read_text())["findings"] == result["findings"]
+    assert json.loads(record.read_text())["findings"] == only(result)["findings"]
 
 
 def test_check_mode_asks_and_does_not_record(run_module, tmp_path):
     record = tmp_path / "last_check.json"
     with serving({"chat": status(500)}) as url:
-        result = ask(run_module, url, record=str(record), check=True)
+        result = ask(run_module, target(url, record=str(record)), check=True)
         assert url.engine.asked
-    assert result["passed"] is False
+    assert only(result)["passed"] is False
     assert not record.exists()
 
 
-def test_a_record_that_cannot_be_written_is_an_error_with_the_verdict(run_module, tmp_path):
-    record = str(tmp_path / "last_check.json")
-    os.mkdir(record)
+def test_records_that_cannot_be_written_are_all_named_and_no_verdict_is_lost(run_module, tmp_path):
+    bad = [tmp_path / "first.json", tmp_path / "last.json"]
+    for one in bad:
+        one.mkdir()
+    good = tmp_path / "good.json"
     with serving() as url:
-        result = ask(run_module, url, record=record)
+        result = ask(run_module, *(target(url, record=str(one)) for one in (bad[0], good, bad[1])))
     assert result["failed"] is True
-    assert record in result["msg"]
-    assert result["passed"] is True
+    assert all("%s: Is a directory" % one in result["msg"] for one in bad)
+    assert str(good) not in result["msg"]
+    assert json.loads(good.read_text())["passed"] is True
+    assert [one["passed"] for one in result["verdicts"]] == [True, True, True]
 
 
 def test_the_time_limit_reaches_the_requests(run_module):
     with serving({"models": hangs}) as url:
-        result = ask(run_module, url, timeout_s=0.2)
-    assert "timed out" in found(result)
+        result = ask(run_module, target(url), timeout_s=0.2)
+    assert "timed out" in found(only(result))
 
 
 def test_asking_makes_no_folder_where_no_endpoint_was_ever_brought(run_module, tmp_path):
     record = tmp_path / "endpoints" / "chat" / "last_check.json"
     with serving() as url:
-        assert ask(run_module, url, record=str(record))["passed"] is True
+        result = ask(run_module, target(url, record=str(record)))
+    assert only(result)["passed"] is True
     assert list(tmp_path.glob("endpoints")) == []
+
+
+# What a role asks for ------------------------------------------------------------------------
+
+
+def test_plans_are_asked_for_in_their_order_as_they_are_served():
+    plans = [
+        {"name": "chat", "url": "http://127.0.0.1:8000", "oracle": None,
+         "model": {"served_name": "m", "chat_template": False}},
+        {"name": "probe", "url": "http://127.0.0.1:18001", "oracle": ORACLE,
+         "model": {"served_name": "canary", "chat_template": True}},
+    ]
+    assert proof.smoke_requests(plans, "/var/lib/firstlight") == [
+        {"url": "http://127.0.0.1:8000", "model": "m", "oracle": None, "chat": False,
+         "record": "/var/lib/firstlight/endpoints/chat/last_check.json"},
+        {"url": "http://127.0.0.1:18001", "model": "canary", "oracle": ORACLE, "chat": True,
+         "record": "/var/lib/firstlight/endpoints/probe/last_check.json"},
+    ]
+    assert proof.smoke_requests([], "/var/lib/firstlight") == []

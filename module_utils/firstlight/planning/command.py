@@ -42,8 +42,8 @@ def _llama_server(plan: Dict[str, Any]) -> List[str]:
         *_llama_program(plan),
         "--model", plan["model"]["path"],
         "--alias", plan["model"]["served_name"],
-        "--host", plan["bind"],
-        "--port", str(plan["port"]),
+        "--host", plan["listen"],
+        "--port", str(plan["engine_port"]),
         "--ctx-size", str(plan["context"]),
         "--parallel", str(plan["parallel"]),
         "--kv-unified",
@@ -76,14 +76,16 @@ def _vllm_api_server(plan: Dict[str, Any]) -> List[str]:
 def _vllm_flags(plan: Dict[str, Any]) -> List[str]:
     argv = [
         "--served-model-name", plan["model"]["served_name"],
-        "--host", plan["bind"],
-        "--port", str(plan["port"]),
+        "--host", plan["listen"],
+        "--port", str(plan["engine_port"]),
         "--max-model-len", str(plan["context"]),
-        "--gpu-memory-utilization", "%.3f" % plan["utilisation"],
         "--max-num-batched-tokens", str(plan["batched_tokens"]),
         "--max-num-seqs", str(plan["sequences"]),
         "--tensor-parallel-size", str(plan["tensor_parallel"]),
     ]
+    if plan["utilisation"] is not None:
+        # On a CPU there is none: a variable says how large the cache is.
+        argv += ["--gpu-memory-utilization", "%.3f" % plan["utilisation"]]
     if plan["pipeline_parallel"] > 1:
         argv += ["--pipeline-parallel-size", str(plan["pipeline_parallel"])]
     return argv + list(plan["flags"])

@@ -9,6 +9,7 @@ import shlex
 from typing import Any, Dict, List
 
 from ..findings import Finding, finding
+from . import way_in
 from .requests import NAME, Request
 
 # A unix socket's address has room for 107 bytes (unix(7)).
@@ -28,42 +29,36 @@ def against_host(
     """
     findings = []
     for request in requests:
-        findings.extend(_port(request, state))
+        findings.extend(_ports(request, state))
         findings.extend(_model(request, models))
+    findings.extend(way_in.against_host(requests, state))
     findings.extend(_unasked(requests, state))
     findings.extend(_root(state))
     findings.extend(_python(state))
     return findings
 
 
-def startable(plans: List[Dict[str, Any]]) -> List[Finding]:
-    """Plans that this release decides and cannot start yet: nothing is touched for them.
-
-    :param plans: ``endpoints`` of :func:`.plan.deployment_plan`.
-    """
-    return [
-        finding("plan-runtime-not-ready", "inference_endpoints (%s)" % plan["name"],
-                "%s %s as %s" % (plan["engine"], plan["engine_version"],
-                                 plan["image"] or "a program of the host"),
-                "an engine that this release starts: those it installs itself (native, on the CPU)",
-                "gpus: 0 with a GGUF serves on the CPU; playbooks/plan.yml shows the plan")
-        for plan in plans if plan["runtime"] != "native" or not plan["lock"]
-    ]
+def _ports(request: Request, state: Dict[str, Any]) -> List[Finding]:
+    """The port that clients know, and those behind a way in."""
+    port, asked = request["port"], request["engine_port"]
+    findings = _port(request, state, port, "port")
+    if way_in.wanted(request["bind"]) and type(port) is int and (
+            asked is None or type(asked) is int):
+        for inner in way_in.inner_ports(port, asked):
+            findings += _port(request, state, inner, "engine_port")
+    return findings
 
 
-def _port(request: Request, state: Dict[str, Any]) -> List[Finding]:
-    holder = state["ports"].get(str(request["port"]))
-    if holder is None:
-        return []
-    ours = holder["endpoint"] is not None and holder["root"] == state["root"]
-    if ours and holder["endpoint"] == request["name"]:
+def _port(request: Request, state: Dict[str, Any], port: Any, key: str) -> List[Finding]:
+    holder = state["ports"].get(str(port))
+    if holder is None or _is_its_own(request, state, port, holder):
         return []
     if holder["pid"] is None:
         who = "a process of %s (its pid is not visible to uid %d; root sees it)" % (
             holder["user"], state["uid"])
     else:
         who = "pid %d of %s: %s" % (holder["pid"], holder["user"], holder["command"])
-    subject = "%s.port" % request["where"]
+    subject = "%s.%s" % (request["where"], key)
     way_out = "change %s, or stop that process" % subject
     if holder["endpoint"]:
         who += " (Firstlight endpoint %s under %s)" % (holder["endpoint"], holder["root"])
@@ -72,8 +67,27 @@ def _port(request: Request, state: Dict[str, Any]) -> List[Finding]:
             # Its service manager would start it again.
             way_out = "change %s, or take that endpoint down: %s" % (
                 subject, _teardown(holder["endpoint"], holder["root"]))
-    return [finding("port-held", subject, "port %d is held by %s" % (request["port"], who),
+    return [finding("port-held", subject, "port %d is held by %s" % (port, who),
                     "a free port", way_out)]
+
+
+def _is_its_own(request: Request, state: Dict[str, Any], port: int,
+                holder: Dict[str, Any]) -> bool:
+    """Whether it is this endpoint that holds the port now."""
+    name = request["name"]
+    if holder["endpoint"] is not None:
+        return bool(holder["endpoint"] == name and holder["root"] == state["root"])
+    there = state["endpoints"].get(name) if isinstance(name, str) else None
+    plan = ((there or {}).get("passport") or {}).get("plan") or {}
+    if there is None or not plan:
+        return False
+    # A way in that gave up root says nothing of itself where the host's root may not look.
+    if plan.get("way_in") and plan.get("port") == port:
+        return (there.get("way_in") or {}).get("state") == "up" and (
+            holder["pid"] is None or holder["user"] == way_in.USER)
+    # And Docker publishes what is in a container.
+    return (plan.get("runtime") == "docker" and plan.get("engine_port") == port
+            and there["state"] in ("running", "starting", "failed"))
 
 
 def _unasked(requests: List[Request], state: Dict[str, Any]) -> List[Finding]:

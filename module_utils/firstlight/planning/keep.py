@@ -12,14 +12,14 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 Request = Dict[str, Any]
 
 ASKED = ("context", "gpus", "tensor_parallel", "engine", "engine_version", "runtime",
-         "engine_python", "engine_binary")
+         "engine_python", "engine_binary", "image")
 """What of a request a plan chooses within. Where these words changed, nothing is kept."""
 SAME = ("engine", "engine_version", "tensor_parallel", "pipeline_parallel", "device",
         "extra_args", "batched_tokens", "sequences")
 """What has to be equal for memory seen to hold again; and the model's content."""
 
 COUNTS = ("tensor_parallel", "pipeline_parallel", "context", "batched_tokens", "sequences",
-          "start_timeout_s")
+          "start_timeout_s", "engine_port")
 
 
 class Pins(NamedTuple):
@@ -33,6 +33,7 @@ class Pins(NamedTuple):
     batched_tokens: int
     sequences: int
     start_limit_s: int
+    engine_port: int
     utilisation: Optional[float]
     running: bool
     flags: List[str]
@@ -59,6 +60,11 @@ def pins(request: Request, state: Dict[str, Any]) -> Optional[Pins]:
     if not isinstance(flags, list) or not all(isinstance(one, str) for one in flags):
         return None
     return Pins._make([plan["hash"], gpus, *counts, share, running, flags])
+
+
+def last_plan(request: Request, state: Dict[str, Any]) -> Dict[str, Any]:
+    """The plan of the endpoint's passport; empty where there is none."""
+    return _plan(_endpoint(request, state))
 
 
 def layout_of(request: Request, state: Dict[str, Any]) -> Optional[Tuple[int, int]]:

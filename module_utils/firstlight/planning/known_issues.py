@@ -12,7 +12,8 @@ from packaging.version import InvalidVersion, Version
 Issue = Dict[str, Any]
 Case = Dict[str, Any]
 """What rows are held against: ``engine``, ``version``, ``torch``, ``runtime``, ``class``,
-``l4t_major``, ``capability``, ``quantisation``, ``format``, ``docker`` and ``tensor_parallel``.
+``l4t_major``, ``device``, ``capability``, ``quantisation``, ``format``, ``docker`` and
+``tensor_parallel``.
 What is not known is ``None``, and no row that asks for it holds."""
 
 
@@ -47,6 +48,7 @@ CONDITIONS: Dict[str, Callable[[Case, Any], bool]] = {
     "runtime": lambda case, wanted: bool(case["runtime"] == wanted),
     "classes": _one_of("class"),
     "l4t_majors": _one_of("l4t_major"),
+    "devices": _one_of("device"),
     "capabilities": _one_of("capability"),
     "quantisations": _one_of("quantisation"),
     "formats": _one_of("format"),

@@ -97,6 +97,19 @@ def vllm(model: Model, layout: Layout, settings: Settings, costs: Costs) -> Fixe
         settings.graphs_profiled and not settings.second_runner)
 
 
+def vllm_on_cpu(model: Model, settings: Settings, costs: Costs) -> Fixed:
+    """What vLLM needs in RAM: its processes, the weights and a batch. Its cache comes on top."""
+    shape = model["geometry"]
+    wide = 2 * shape["hidden"] + 3 * max(
+        (shape["intermediate"] or 0), shape["heads"] * shape["head_dim"])
+    logits = settings.sequences * shape["vocabulary"] * costs["logit_bytes"]
+    batch = 2 * settings.batched_tokens * wide + _expert_workspace(shape, 1) * (
+        settings.batched_tokens)
+    tables = costs["table_copies"] * 2 * shape["vocabulary"] * shape["hidden"]
+    return Fixed(weights.vllm_bytes(model, 1, 1), int(batch + logits), 0,
+                 int(costs["process_bytes"] + tables), True)
+
+
 def activation_bytes(shape: Dict[str, Any], layout: Layout, settings: Settings,
                      costs: Costs) -> int:
     """The peak of a batch, in bytes: of the layers or of the sampler, whichever is higher.

@@ -21,6 +21,8 @@ SHARE_OF_RAM = 0.8
 AUTO_CONTEXT_CPU = 8192
 AUTO_CONTEXT_GPU = 131072
 CONTEXT_STEP = 256
+# vLLM on a CPU takes its cache in whole GiB (VLLM_CPU_KVCACHE_SPACE, vllm/platforms/cpu.py).
+CPU_CACHE_STEP = 2**30
 # A smaller batch leaves more for the context; taken where the release's own leaves too little.
 SMALL_BATCH = (2048, 256)
 
@@ -58,6 +60,8 @@ class Placement(NamedTuple):
     fits: int
     """The longest context that is sure to fit, in tokens."""
     observed: bool
+    step: int = 1
+    """The cache is as large as is needed, in multiples of so many bytes."""
 
 
 class Engine(NamedTuple):
@@ -78,6 +82,11 @@ class Engine(NamedTuple):
     def vllm(self) -> bool:
         """Whether it is vLLM; else it is llama.cpp."""
         return bool(self.row["engine"] == "vllm")
+
+    @property
+    def in_share(self) -> bool:
+        """Whether it takes a share of a device, and its cache is what that leaves."""
+        return bool(self.row["memory_utilisation"])
 
 
 def placements(model: Model, device: Device, engine: Engine, counts: List[int],
@@ -101,15 +110,18 @@ def place(model: Model, device: Device, engine: Engine, layout: Layout, settings
     :param share: vLLM's share of the device, where it is not to be chosen.
     """
     costs = engine.costs
-    if engine.vllm:
+    step = 1
+    if engine.in_share:
         fixed = memory.vllm(model, layout, settings, costs)
+    elif engine.vllm:
+        fixed, step = memory.vllm_on_cpu(model, settings, costs), CPU_CACHE_STEP
     else:
         fixed = memory.llama_cpp(model, layout, settings, costs, bool(device.capability))
     seen = engine.seen.get((layout, settings))
     known = memory.observed(fixed, seen, int(device.limit_bytes * seen["utilisation"]),
                             device.limit_bytes) if seen else None
     fixed = known or fixed
-    if engine.vllm:
+    if engine.in_share:
         share = share or _share(fixed, device, engine)
         room = int(device.limit_bytes * share) - fixed.in_share
     else:
@@ -117,10 +129,10 @@ def place(model: Model, device: Device, engine: Engine, layout: Layout, settings
         room = device.usable_bytes - fixed.total
     error = int(device.limit_bytes * _error_share(device, engine, known is not None))
     cache = memory.cache_of(engine.row["engine"], model, layout, settings, costs)
-    fits = kv.largest_context(cache, room - error, most)
+    fits = kv.largest_context(cache, (room - error) // step * step, most)
     return Placement(layout, settings, fixed, cache, share, room, error,
                      fits if fits == most else fits // CONTEXT_STEP * CONTEXT_STEP,
-                     known is not None)
+                     known is not None, step)
 
 
 def _share(fixed: Fixed, device: Device, engine: Engine) -> float:
@@ -198,8 +210,8 @@ def memory_of(made: Placement, context: int, device: Device) -> Dict[str, Any]:
     """The breakdown of a plan, in bytes for each device."""
     fixed = made.fixed
     if made.utilisation is None:
-        kv_bytes = kv.sequence_bytes(made.cache, context)
-        tokens = context
+        kv_bytes = -(-kv.sequence_bytes(made.cache, context) // made.step) * made.step
+        tokens = context if made.step == 1 else kv.pool_tokens(made.cache, kv_bytes, context)
     else:
         kv_bytes = made.room
         tokens = kv.pool_tokens(made.cache, made.room, context)

@@ -24,6 +24,7 @@ from . import (
     releases,
     served,
     triton,
+    way_in,
 )
 from .command import engine_command
 from .keep import Pins
@@ -37,6 +38,7 @@ Plan = Dict[str, Any]
 PARALLEL_REQUESTS = 4
 # The longest context that is looked for where a model does not say what it was trained for.
 UNKNOWN_CONTEXT = 2**24
+GIB = 2**30
 
 
 class Refused(Exception):
@@ -216,11 +218,14 @@ def _option(request: Request, host: Host, model: Plan, pool: Pool, others: Other
     given = [flags.spelled(one) for one in request["extra_args"]]
     added = [flag for flag in way.flags if flag not in given] + [
         flag for issue in issues for flag in issue["action"].get("add_flags", [])]
+    if row["engine"] == "vllm" and pool.target.kind == "cpu" and "--enforce-eager" not in given:
+        # Its compiler takes minutes there, and a compiler of C++ that an image may not have.
+        added.append("--enforce-eager")
     eager = row["engine"] != "vllm" or "--enforce-eager" in added + given
-    engine = Engine(row, choice.kernel, memory.costs_of(row["engine"],
-                                                        host.catalog["engine_costs"]),
-                    flags.settings(request["extra_args"], row["engine"]), eager, {},
-                    pool.device.title)
+    engine = Engine(row, choice.kernel, memory.costs_of(
+        "vllm_cpu" if row["engine"] == "vllm" and pool.target.kind == "cpu" else row["engine"],
+        host.catalog["engine_costs"]), flags.settings(request["extra_args"], row["engine"]),
+        eager, {}, pool.device.title)
     engine = engine._replace(seen=_seen(request, host, model, engine, pool))
     told = choice.reasons + way.reasons + pool.reasons
     if way.one_device:
@@ -363,7 +368,7 @@ def _chosen(request: Request, host: Host, pool: Pool, placed: Placement, context
 
 def _issues(request: Request, host: Host, row: Dict[str, Any], model: Plan, pool: Pool,
             tensor_parallel: Optional[int]) -> List[Dict[str, Any]]:
-    if pool.target.kind == "cpu":
+    if pool.target.kind == "cpu" and row["engine"] != "vllm":
         return []
     case = releases.case_of(request, host.facts, row, model, pool.device.capability,
                             tensor_parallel)
@@ -382,10 +387,16 @@ def _issue_env(issues: List[Dict[str, Any]], row: Dict[str, Any], limit_s: int) 
 
 # The plan.
 
+NOT_DECIDED = ("hash", "oracle", "packages", "memory", "beside", "trial", "start", "asked",
+               "known_issues", "reasons")
+"""Keys of a plan that its hash does not cover."""
+
 
 def plan_hash(plan: Plan) -> str:
     """The identity of a plan: a hash of its decisions. Facts and reasons are not part of it."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(
+        {key: value for key, value in plan.items() if key not in NOT_DECIDED},
+        sort_keys=True).encode()).hexdigest()
 
 
 def _assemble(request: Request, host: Host, model: Plan, option: Option,
@@ -396,16 +407,25 @@ def _assemble(request: Request, host: Host, model: Plan, option: Option,
     start = _start(request, host, model, option)
     if pins:
         start["limit_s"] = pins.start_limit_s
-    plan = _decisions(request, host, model, option)
-    plan["start_timeout_s"] = start["limit_s"]
-    plan["env"] = {**option.choice.env, **option.env, **_issue_env(issues, row, start["limit_s"])}
-    if plan["cache"] and "VLLM_CACHE_ROOT" in row["environment"]:
-        plan["env"]["VLLM_CACHE_ROOT"] = plan["cache"]
-    plan["command"] = engine_command(plan)
-    plan["hash"] = plan_hash(plan)
+    reckoned = placement.memory_of(placed, option.context, option.pool.device)
+    env = {**option.choice.env, **option.env, **_issue_env(issues, row, start["limit_s"]),
+           **_cpu_env(row, reckoned)}
+    last = keep.last_plan(request, host.state)
+    for port in _engine_ports(request, pins, last):
+        plan = _decisions(request, host, model, option, port)
+        plan["start_timeout_s"] = start["limit_s"]
+        plan["env"] = dict(env)
+        if plan["cache"] and "VLLM_CACHE_ROOT" in row["environment"]:
+            plan["env"]["VLLM_CACHE_ROOT"] = plan["cache"]
+        plan["command"] = engine_command(plan)
+        plan["hash"] = plan_hash(plan)
+        if plan["hash"] == last.get("hash"):
+            break
     plan["oracle"] = canary.oracle() if model["kind"] == "canary" else None
     plan["packages"] = packages
-    plan["memory"] = placement.memory_of(placed, option.context, option.pool.device)
+    plan["memory"] = reckoned
+    plan["beside"] = _beside(plan, last, option, host.facts)
+    plan["trial"] = None
     plan["start"] = start
     plan["asked"] = {key: request[key] for key in keep.ASKED}
     plan["known_issues"] = [issue["id"] for issue in issues]
@@ -416,7 +436,37 @@ def _assemble(request: Request, host: Host, model: Plan, option: Option,
     return plan
 
 
-def _decisions(request: Request, host: Host, model: Plan, option: Option) -> Plan:
+def _cpu_env(row: Dict[str, Any], reckoned: Dict[str, Any]) -> Dict[str, str]:
+    """What vLLM on a CPU is told by variables: how large its cache is, and which cores it has."""
+    if "VLLM_CPU_KVCACHE_SPACE" not in row["environment"]:
+        return {}
+    return {"VLLM_CPU_KVCACHE_SPACE": str(reckoned["kv_bytes"] // GIB),
+            "VLLM_CPU_OMP_THREADS_BIND": "auto"}
+
+
+def _beside(plan: Plan, last: Plan, option: Option, facts: Dict[str, Any]) -> bool:
+    """Whether the engine can come up and be proven while the last one still serves.
+
+    It has a port of its own then, and its devices have memory for both as they are now.
+    """
+    if not plan["way_in"] or plan["runtime"] != "docker":
+        return False
+    if last and (not last.get("way_in") or last.get("engine_port") == plan["engine_port"]):
+        return False
+    needed = plan["memory"]["total_bytes"]
+    if not plan["gpus"]:
+        free = [facts["memory"].get("available_bytes")]
+    elif option.pool.device.shared:
+        return False
+    else:
+        by_uuid = pools.pieces(facts)
+        found = [by_uuid[one] for one in plan["gpus"]]
+        free = [(piece or device)["memory_free_bytes"] for device, piece in found]
+    return all(type(one) is int and one >= needed for one in free)
+
+
+def _decisions(request: Request, host: Host, model: Plan, option: Option,
+               engine_port: int) -> Plan:
     """What the hash covers."""
     row, placed, root = option.choice.row, option.placed, host.state["root"]
     own = releases.is_own(request)
@@ -424,15 +474,16 @@ def _decisions(request: Request, host: Host, model: Plan, option: Option) -> Pla
     locked = bool(row["lock"]) and not own
     environment = "%s-%s-%s" % (row["package"], row["version"], host.catalog["environments"][
         row["lock"]][:8]) if locked else ""
-    image = "" if runtime == "native" else "%s:%s%s" % (
-        row["image"], row["tag"], "@" + row["digest"] if row["digest"] else "")
+    image, entrypoint, user = releases.image_of(request, row)
+    devices = placed.layout.devices
     return {
         "name": request["name"],
         "engine": row["engine"],
         "engine_version": row["version"],
         "runtime": runtime,
         "image": image,
-        "entrypoint": [] if runtime == "native" else row["entrypoint"],
+        "entrypoint": entrypoint,
+        "user": user,
         "engine_python": request["engine_python"] or "",
         "engine_binary": request["engine_binary"] or "",
         "package": row["package"] if locked else "",
@@ -444,7 +495,10 @@ def _decisions(request: Request, host: Host, model: Plan, option: Option) -> Pla
         "model": model,
         "bind": request["bind"],
         "port": request["port"],
-        "url": "http://%s:%d" % (request["bind"], request["port"]),
+        **_ways(request, engine_port),
+        "listen": "0.0.0.0" if runtime == "docker" else "127.0.0.1",
+        # Ranks talk over it (vllm/distributed/device_communicators/shm_broadcast.py).
+        "shm_bytes": (1 + devices) * GIB if runtime == "docker" and row["engine"] == "vllm" else 0,
         "context": option.context,
         "parallel": PARALLEL_REQUESTS,
         "tensor_parallel": placed.layout.tensor_parallel,
@@ -454,9 +508,40 @@ def _decisions(request: Request, host: Host, model: Plan, option: Option) -> Pla
         "utilisation": placed.utilisation,
         "batched_tokens": placed.settings.batched_tokens,
         "sequences": placed.settings.sequences,
-        "cache": _cache_path(host, row, model, placed),
+        "cache": _cache_path(host, row, model, placed, runtime, option.uuids),
         "flags": option.flags + _own_flags(row, option.uuids),
         "extra_args": request["extra_args"],
+    }
+
+
+def _engine_ports(request: Request, pins: Optional[Pins], last: Plan) -> Tuple[int, ...]:
+    """The ports that the engine may get, best first.
+
+    Behind a way in there are two, so that the next engine can come up beside this one: the port of
+    the plan that it has is tried first, and is not taken where the plan is another.
+    """
+    if not way_in.wanted(request["bind"]):
+        return (request["port"],)
+    inner = way_in.inner_ports(request["port"], request["engine_port"])
+    taken = pins.engine_port if pins else last.get("engine_port")
+    if taken not in inner:
+        return inner[:1]
+    return (taken,) if pins else (taken, *(one for one in inner if one != taken))
+
+
+def _ways(request: Request, engine_port: int) -> Plan:
+    """Where the engine listens, and where people ask: it, or the proxy that has key and TLS."""
+    wanted = way_in.wanted(request["bind"])
+    certificate = request["tls_certificate"] or ""
+    return {
+        "engine_port": engine_port,
+        "url": "http://127.0.0.1:%d" % engine_port,
+        "way_in": wanted,
+        "public_url": "%s://%s" % ("https" if wanted else "http",
+                                   way_in.address(request["bind"], request["port"])),
+        "tls": "none" if not wanted else "given" if certificate else "self-signed",
+        "tls_certificate": certificate,
+        "tls_key": request["tls_key"] or "",
     }
 
 
@@ -470,13 +555,21 @@ def _own_flags(row: Dict[str, Any], uuids: List[str]) -> List[str]:
     return found + (["--fit", "off"] if "--fit" in row["flags"] else [])
 
 
-def _cache_path(host: Host, row: Dict[str, Any], model: Plan, placed: Placement) -> str:
-    """Where what was compiled for this model is kept; empty where nothing is compiled."""
-    if row["engine"] != "vllm":
-        return ""
-    return posixpath.join(host.state["root"], "cache", "vllm-%s-tp%d-pp%d-%s" % (
-        row["version"], placed.layout.tensor_parallel, placed.layout.stages,
-        model["fingerprint"][:12]))
+def _cache_path(host: Host, row: Dict[str, Any], model: Plan, placed: Placement, runtime: str,
+                uuids: List[str]) -> str:
+    """Where what was compiled is kept; empty where nothing is compiled, or where the engine has a
+    place of its own."""
+    if row["engine"] == "vllm":
+        return cache_of(host.state["root"], row["version"], placed.layout, model)
+    # The driver compiles PTX for cards that the image has no kernels for.
+    return posixpath.join(host.state["root"], "cache", "llama_cpp-" + row["version"]) if (
+        runtime == "docker" and uuids) else ""
+
+
+def cache_of(root: str, version: str, layout: memory.Layout, model: Plan) -> str:
+    """Where what vLLM compiles for a model in a layout is kept."""
+    return posixpath.join(root, "cache", "vllm-%s-tp%d-pp%d-%s" % (
+        version, layout.tensor_parallel, layout.stages, model["fingerprint"][:12]))
 
 
 def _packages(request: Request, host: Host, row: Dict[str, Any],
@@ -505,7 +598,8 @@ def _packages(request: Request, host: Host, row: Dict[str, Any],
 def _start(request: Request, host: Host, model: Plan, option: Option) -> Dict[str, Any]:
     engine, placed = option.engine, option.placed
     rate = (host.facts.get("disk") or {}).get("read_bytes_per_second")
-    cache = posixpath.basename(_cache_path(host, engine.row, model, placed))
+    cache = "" if engine.eager else posixpath.basename(cache_of(
+        host.state["root"], engine.row["version"], placed.layout, model))
     found = start_budget(
         model["bytes"], model["geometry"]["layers"], placed.layout.devices, engine.costs,
         rate if type(rate) is int and rate > 0 else None,

@@ -95,6 +95,8 @@ def of_memory(placed: Placement, engine: Engine, unreckoned: List[str]) -> str:
     if engine.vllm:
         words += ", for batches of %d tokens and %d sequences" % (
             placed.settings.batched_tokens, placed.settings.sequences)
+    if placed.step > 1:
+        words += ", with a cache of whole GiB"
     if unreckoned:
         words += ", and without what %s may change of it" % " ".join(unreckoned)
     return words + "."
@@ -141,10 +143,10 @@ def _what_would_work(request: Request, facts: Dict[str, Any], state: Dict[str, A
     """The nearest changes that would make a plan: of the request, of the model, of the driver."""
     where = request["where"]
     free = {**request, "engine": "auto", "runtime": "auto", "engine_version": "auto",
-            "engine_python": None, "engine_binary": None}
+            "engine_python": None, "engine_binary": None, "image": None}
     words = ["%s.%s: auto" % (where, key) for key in ("engine", "engine_version", "runtime")
              if request[key] != "auto"]
-    words += ["no %s.%s" % (where, key) for key in ("engine_python", "engine_binary")
+    words += ["no %s.%s" % (where, key) for key in ("engine_python", "engine_binary", "image")
               if request[key]]
 
     def title(changed: Model, at: releases.Target = target, drivers: Any = facts) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 from packaging.version import InvalidVersion, Version
 
 from . import known_issues
+from .requests import IMAGE
 
 Row = Dict[str, Any]
 Model = Dict[str, Any]
@@ -71,6 +72,7 @@ def choose(request: Request, facts: Facts, state: Dict[str, Any], model: Model, 
             or _wrong_machine(request, facts, state, row)
             or _wrong_device(request, facts, row, target)
             or _no_kernel(row, model, kernel, target)
+            or _unasked_container(request, row, target)
         )
         if objection is None:
             env, reasons = _compatibility(request, facts, row, target)
@@ -135,8 +137,28 @@ def _not_asked_for(request: Request, row: Row) -> Objection:
 
 
 def is_own(request: Request) -> bool:
-    """Whether the engine is a program that the user brings: nobody knows what it was built for."""
+    """Whether the engine is a program of the host, which the user brings."""
     return bool(request["engine_python"] or request["engine_binary"])
+
+
+def is_brought(request: Request) -> bool:
+    """Whether the user brings the engine, as a program or as an image: nobody knows what it was
+    built for."""
+    return is_own(request) or bool(request["image"])
+
+
+def image_of(request: Request, row: Row) -> Tuple[str, List[str], str]:
+    """The image, what it starts already, and who runs in it; of a stranger's image nothing is
+    known. All are empty for an engine beside containers."""
+    if is_own(request) or row["runtime"] == "native":
+        return "", [], ""
+    known = (list(row["entrypoint"]), row["user"])
+    if not request["image"]:
+        return ("%s:%s%s" % (row["image"], row["tag"],
+                             "@" + row["digest"] if row["digest"] else ""), *known)
+    found = IMAGE.fullmatch(request["image"])
+    return (request["image"], *(
+        known if found and found["name"] == row["image"] else ([], "")))
 
 
 def _wrong_kind(request: Request, row: Row, target: Target) -> Objection:
@@ -145,6 +167,14 @@ def _wrong_kind(request: Request, row: Row, target: Target) -> Objection:
     if target.kind == "gpu":
         return "gpus", "is a build for the CPU, and gpus: 0 would say that the CPU is meant"
     return "engine", "runs on %s, not on the CPU" % " and ".join(row["devices"])
+
+
+def _unasked_container(request: Request, row: Row, target: Target) -> Objection:
+    """On a CPU our own build needs no Docker engine."""
+    if target.kind == "cpu" and row["runtime"] == "docker" and request["runtime"] == "auto" and (
+            not is_own(request)):
+        return "runtime", "is taken on the CPU only where runtime: docker asks for it"
+    return None
 
 
 def _unread(request: Request, row: Row, model: Model) -> Objection:
@@ -163,7 +193,7 @@ def _unread(request: Request, row: Row, model: Model) -> Objection:
 
 def _wrong_machine(request: Request, facts: Facts, state: Dict[str, Any],
                    row: Row) -> Objection:
-    if is_own(request):
+    if is_brought(request):
         return None
     architecture = facts["cpu"]["architecture"]
     if architecture not in row["architectures"]:
@@ -179,7 +209,7 @@ def _wrong_machine(request: Request, facts: Facts, state: Dict[str, Any],
 
 
 def _wrong_device(request: Request, facts: Facts, row: Row, target: Target) -> Objection:
-    if target.kind == "cpu" or is_own(request):
+    if target.kind == "cpu" or is_brought(request):
         return None
     jetson = facts["jetson"]
     if jetson is None and row["variant"].startswith("l4t"):
@@ -233,7 +263,7 @@ def _compatibility(request: Request, facts: Facts, row: Row,
     """What has to be set where the image's CUDA is newer than the driver's."""
     driver = (facts["driver"] or {}).get("version") or ""
     floor = row["minimum_driver"]
-    if (target.kind == "cpu" or is_own(request) or facts["jetson"] is not None or not floor
+    if (target.kind == "cpu" or is_brought(request) or facts["jetson"] is not None or not floor
             or version_of(driver) >= version_of(floor)):
         return {}, []
     return {"VLLM_ENABLE_CUDA_COMPATIBILITY": "1"}, [
@@ -271,7 +301,8 @@ def case_of(request: Request, facts: Facts, row: Row, model: Model, capability: 
     return {
         "engine": row["engine"], "version": row["version"], "torch": row["torch"],
         "runtime": "native" if is_own(request) else row["runtime"], "class": facts["class"],
-        "l4t_major": l4t_major(facts), "capability": capability or None,
+        "l4t_major": l4t_major(facts), "device": row["devices"][0],
+        "capability": capability or None,
         "quantisation": method_of(model),
         "format": model["format"],
         "docker": containers.get("version") if containers.get("engine") == "docker" else None,
@@ -297,6 +328,9 @@ def _broken(request: Request, facts: Facts, row: Row, model: Model, target: Targ
 def _why(request: Request, row: Row, model: Model, target: Target, facts: Facts) -> str:
     if is_own(request):
         return "%s %s: a program of the host's own, taken for the release of that version." % (
+            row["engine"], row["version"])
+    if request["image"]:
+        return "%s %s: an image of your own, taken for the release of that version." % (
             row["engine"], row["version"])
     return "%s: %s release in the catalog that serves %s on %s (%s)." % (
         title(row), "the newest measured" if row["measured"] else "the newest fitting",

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 from ..findings import Finding, finding
+from . import way_in
 
+Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 Request = Dict[str, Any]
-"""One endpoint as asked for: every key of :data:`DEFAULTS`, and ``where`` (for messages) and
-``model_kind`` (``canary``, ``path`` or ``repo``)."""
+"""One endpoint as asked for: every key of :data:`DEFAULTS` but ``api_key``, which nothing that
+decides or reports ever holds, and ``where`` (for messages) and ``model_kind`` (``canary``, ``path``
+or ``repo``)."""
 
 VARIABLE = "inference_endpoints"
 ENGINES = ("auto", "vllm", "llama_cpp")
@@ -24,18 +28,27 @@ DEFAULTS: Dict[str, Any] = {
     "engine_version": "auto",
     "engine_python": None,
     "engine_binary": None,
+    "image": None,
     "runtime": "auto",
     "port": 8000,
     "bind": "127.0.0.1",
     "api_key": None,
+    "tls_certificate": None,
+    "tls_key": None,
+    "engine_port": None,
     "context": "auto",
     "tensor_parallel": "auto",
     "gpus": "auto",
     "extra_args": [],
 }
-LOOPBACK = ("127.0.0.1",)
+LOOPBACK = way_in.LOOPBACK
 # Keys for an engine that the user brings, and which engine it is.
 OWN_ENGINES = {"engine_python": "vllm", "engine_binary": "llama_cpp"}
+# A name with a tag, a digest or both, as Docker takes it.
+IMAGE = re.compile(
+    r"(?P<name>([A-Za-z0-9.-]+(:[0-9]{1,5})?/)?[a-z0-9]+([._-]+[a-z0-9]+)*"
+    r"(/[a-z0-9]+([._-]+[a-z0-9]+)*)*)(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"
+    r"(@sha256:[0-9a-f]{64})?")
 VERSION = re.compile(r"auto|\d+(\.\d+)*([a-z0-9.+-]*)")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 # In a repository id neither part starts with a dot or a slash; in a path the first one does.
@@ -73,8 +86,8 @@ def _one(index: int, entry: Any) -> Tuple[Any, List[Finding]]:
     request = {key: entry.get(key, default) for key, default in DEFAULTS.items()}
     request["where"] = where
     findings = _unknown_keys(where, entry)
-    for check in (_name, _model, _choices, _own_engine, _port, _bind, _numbers, _gpus, _extra_args,
-                  _later):
+    for check in (_name, _model, _choices, _own_engine, _image, _port, _bind, _api_key, _tls,
+                  _engine_port, _numbers, _gpus, _extra_args, _later):
         findings.extend(check(where, request))
     return request, findings
 
@@ -99,6 +112,9 @@ def _name(where: str, request: Request) -> List[Finding]:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         return [_bad(where + ".name", "bad-name", repr(name),
                      "1 to 40 of a-z, 0-9 and -, not starting with -")]
+    if name.startswith(way_in.PREFIX):
+        return [_bad(where + ".name", "bad-name", repr(name), "a name that does not begin with %s: "
+                     "services of ways in are called so" % way_in.PREFIX)]
     return []
 
 
@@ -168,6 +184,32 @@ def _own_engine(where: str, request: Request) -> List[Finding]:
     return findings
 
 
+def _image(where: str, request: Request) -> List[Finding]:
+    """An image of the user's own, and the engine and version that the plan is to take it for."""
+    image = request["image"]
+    if image is None:
+        return []
+    findings = []
+    found = IMAGE.fullmatch(image) if isinstance(image, str) and len(image) <= 400 else None
+    if found is None or found["name"] == image:
+        findings.append(_bad(where + ".image", "bad-image", repr(image),
+                             "an image with its tag or its digest: name:tag or name@sha256:..."))
+    for key in OWN_ENGINES:
+        if request[key] is not None:
+            findings.append(_bad(where, "image-and-own-engine", "image and " + key, "one of them"))
+    if request["runtime"] == "native":
+        findings.append(_bad(where + ".runtime", "image-without-container", "native with image",
+                             "docker or auto: an image runs in a container"))
+    elif request["runtime"] == "auto":
+        request["runtime"] = "docker"
+    for key, what in (("engine", "the engine in it"),
+                      ("engine_version", "the version of that engine, which decides its flags")):
+        if request[key] == "auto":
+            findings.append(_bad("%s.%s" % (where, key), "image-%s" % key.replace("_", "-"),
+                                 "auto with image", what))
+    return findings
+
+
 def _port(where: str, request: Request) -> List[Finding]:
     port = whole_number(request["port"])
     if port is None or not 1 <= port <= 65535:
@@ -177,12 +219,101 @@ def _port(where: str, request: Request) -> List[Finding]:
 
 
 def _bind(where: str, request: Request) -> List[Finding]:
-    if request["bind"] in LOOPBACK:
+    bind = request["bind"]
+    if not way_in.wanted(bind):
         return []
-    return [_bad(where + ".bind", "bind-not-loopback", repr(request["bind"]),
-                 "127.0.0.1: an engine on any other address would be open to everyone there",
-                 remedy="%s.bind: leave it out; a proxy with a key is not part of this release"
-                 % where)]
+    where += ".bind"
+    wanted = "127.0.0.1, or the IPv4 or IPv6 address that is to be served"
+    address = _address(bind)
+    if address is None:
+        shown = repr(bind) if isinstance(bind, str) else _kind(bind)
+        return [_bad(where, "bad-bind", shown, wanted + ", such as 192.0.2.10, 0.0.0.0 or ::")]
+    if address.is_loopback:
+        return [_bad(where, "bind-loopback", repr(bind), "127.0.0.1: the one loopback address "
+                     "that an engine listens on")]
+    if not _is_served(address):
+        return [_bad(where, "bad-bind", "%r, which is no address to be reached at" % bind, wanted)]
+    request["bind"] = str(address)
+    return []
+
+
+def _address(bind: Any) -> Optional[Address]:
+    try:
+        # A number is an address to the library, and none to us.
+        return ipaddress.ip_address(bind) if isinstance(bind, str) else None
+    except ValueError:
+        return None
+
+
+def _is_served(address: Optional[Address]) -> bool:
+    """Whether it is an address at which others reach a host."""
+    return address is not None and not (
+        address.is_loopback or address.is_multicast or address.is_link_local)
+
+
+def _api_key(where: str, request: Request) -> List[Finding]:
+    """A way in has a key and nothing else has one. What is a key, right or wrong, is not shown."""
+    value = request.pop("api_key")
+    where += ".api_key"
+    keys = way_in.keys_of(value)
+    if keys is None:
+        return [_bad(where, "bad-api-key", _kind(value), "a key, or a list of keys")]
+    if not way_in.wanted(request["bind"]):
+        return [_bad(where, "api-key-unused", "a key",
+                     "none: on loopback nobody is asked for one",
+                     remedy="%s: leave it out, or set bind to the address to be served" % where)
+                ] if value is not None else []
+    if not keys and not _is_served(_address(request["bind"])):
+        # First there must be an address that needs one.
+        return []
+    if not keys:
+        return [_bad(where, "api-key-missing", "no key",
+                     "a key, or a list of keys: on %s everyone there could use the endpoint"
+                     % (request["bind"],),
+                     remedy="set %s (from a vault), or leave bind out" % where)]
+    return [_bad("%s[%d]" % (where, index) if isinstance(value, (list, tuple)) else where,
+                 "bad-api-key", "a key that is too short, or has a blank or a special character",
+                 "at least 16 printable ASCII characters without a blank")
+            for index, key in enumerate(keys) if not way_in.KEY.fullmatch(key)]
+
+
+def _tls(where: str, request: Request) -> List[Finding]:
+    findings = []
+    given = [key for key in ("tls_certificate", "tls_key") if request[key] is not None]
+    for key in given:
+        path = request[key]
+        if not isinstance(path, str) or not path.startswith("/") or not path.isprintable():
+            # Whoever takes it for the place of the key itself has put the key there.
+            findings.append(_bad("%s.%s" % (where, key), "tls-path", _kind(path)
+                                 + " that is no absolute path",
+                                 "the absolute path of a PEM file on the host"))
+        elif not way_in.wanted(request["bind"]):
+            findings.append(_bad("%s.%s" % (where, key), "tls-unused", path,
+                                 "none: on loopback there is no TLS",
+                                 remedy="%s.%s: leave it out, or set bind to the address to be "
+                                 "served" % (where, key)))
+    if len(given) == 1 and way_in.wanted(request["bind"]):
+        other = "tls_key" if given == ["tls_certificate"] else "tls_certificate"
+        findings.append(_bad("%s.%s" % (where, other), "tls-half", "%s without %s"
+                             % (given[0], other), "both, or neither (then the certificate is "
+                             "made on the host and signed by itself)"))
+    return findings
+
+
+def _engine_port(where: str, request: Request) -> List[Finding]:
+    asked = request["engine_port"]
+    if asked is None:
+        return []
+    where += ".engine_port"
+    port = whole_number(asked)
+    if port is None or not 1 <= port <= 65535:
+        return [_bad(where, "engine-port-out-of-range", repr(asked), "1 to 65535")]
+    request["engine_port"] = port
+    if not way_in.wanted(request["bind"]):
+        return [_bad(where, "engine-port-unused", str(port),
+                     "none: on loopback the engine listens on port itself",
+                     remedy="%s: leave it out; the port is %s" % (where, request["port"]))]
+    return []
 
 
 def _numbers(where: str, request: Request) -> List[Finding]:
@@ -239,11 +370,6 @@ def _extra_args(where: str, request: Request) -> List[Finding]:
 def _later(where: str, request: Request) -> List[Finding]:
     """Keys that this release knows and cannot honour yet; silence would be a lie."""
     findings = []
-    if request["api_key"] is not None:
-        findings.append(_bad(
-            where + ".api_key", "api-key-unused", "a key", "none: on loopback the engine has none",
-            remedy="%s.api_key: leave it out; a proxy with a key is not part of this release"
-            % where))
     if request["revision"] is not None:
         findings.append(_bad(
             where + ".revision", "revision-unused", repr(request["revision"]),
@@ -253,18 +379,47 @@ def _later(where: str, request: Request) -> List[Finding]:
 
 def _clashes(requests: List[Request]) -> List[Finding]:
     findings = []
-    for key, id in (("name", "duplicate-name"), ("port", "duplicate-port")):  # noqa: A001
-        seen: Dict[Any, str] = {}
-        for request in requests:
-            value = request[key]
-            if not isinstance(value, (str, int)):
-                continue
-            if value in seen:
-                findings.append(_bad("%s.%s" % (request["where"], key), id,
-                                     "%r, as in %s" % (value, seen[value]),
-                                     "a %s of its own" % key))
-            else:
-                seen[value] = request["where"]
+    seen: Dict[Any, str] = {}
+    for request in requests:
+        name = request["name"]
+        if not isinstance(name, str):
+            continue
+        if name in seen:
+            findings.append(_bad(request["where"] + ".name", "duplicate-name",
+                                 "%r, as in %s" % (name, seen[name]), "a name of its own"))
+        else:
+            seen[name] = request["where"]
+    return findings + _ports(requests)
+
+
+def _ports(requests: List[Request]) -> List[Finding]:
+    """No port is for two: those that clients know first, then those behind the ways in."""
+    findings = []
+    taken: Dict[int, str] = {}
+    for request in requests:
+        port = request["port"]
+        if type(port) is not int:
+            continue
+        if port in taken:
+            findings.append(_bad(request["where"] + ".port", "duplicate-port", "%r, as in %s"
+                                 % (port, taken[port]), "a port of its own"))
+        else:
+            taken[port] = request["where"]
+    for request in requests:
+        port, asked = request["port"], request["engine_port"]
+        if type(port) is not int or not way_in.wanted(request["bind"]) or not (
+                asked is None or type(asked) is int):
+            continue
+        ports = way_in.inner_ports(port, asked)
+        where = request["where"] + ".engine_port"
+        clash = [one for one in ports if one in taken]
+        if clash:
+            findings.append(_bad(
+                where, "duplicate-port", "%d, %s, as in %s" % (
+                    clash[0], "behind the way in" if asked is None else "the engine's",
+                    taken[clash[0]]),
+                "a port of its own", remedy="set %s to a free port" % where))
+        taken.update(dict.fromkeys((one for one in ports if one not in taken), request["where"]))
     return findings
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 from typing import Any, Dict, List
 
@@ -28,17 +29,28 @@ def served(request: Request, models: Dict[str, Any], root: str) -> Model:
     :raises KeyError: for a model of which nothing is known.
     """
     if request["model_kind"] == "canary":
-        found = of_the_canary()
-        path = posixpath.join(root, "models", "canary", canary.GGUF)
-        name = "canary"
-    else:
-        path = request["model"]
-        found = models[path]
-        name = path if request["model_kind"] == "repo" else posixpath.basename(path.rstrip("/"))
-        if name.endswith(".gguf"):
-            name = name[: -len(".gguf")]
+        return the_canary("safetensors" if request["engine"] == "vllm" else "gguf", root)
+    path = request["model"]
+    found = models[path]
+    name = path if request["model_kind"] == "repo" else posixpath.basename(path.rstrip("/"))
+    if name.endswith(".gguf"):
+        name = name[: -len(".gguf")]
+    return _in_a_plan(request["model_kind"], path, name, found)
+
+
+def the_canary(kind: str, root: str) -> Model:
+    """The canary as a plan has it.
+
+    :param kind: ``gguf`` or ``safetensors``.
+    """
+    path = posixpath.join(root, "models", "canary",
+                          canary.GGUF if kind == "gguf" else canary.SAFETENSORS)
+    return _in_a_plan("canary", path, "canary", of_the_canary(kind))
+
+
+def _in_a_plan(kind: str, path: str, name: str, found: Dict[str, Any]) -> Model:
     return {
-        "kind": request["model_kind"],
+        "kind": kind,
         "path": path,
         "served_name": name,
         "format": found["format"],
@@ -53,19 +65,28 @@ def served(request: Request, models: Dict[str, Any], root: str) -> Model:
     }
 
 
-def of_the_canary() -> Dict[str, Any]:
-    """The canary as ``model_info`` would describe it, known before it is built."""
-    file = canary.FILES[canary.GGUF]
+def of_the_canary(kind: str = "gguf") -> Dict[str, Any]:
+    """The canary as ``model_info`` would describe it, known before it is built.
+
+    But for its fingerprint, which is that of its content: it says when the canary is another one.
+
+    :param kind: ``gguf`` or ``safetensors``.
+    """
+    gguf = kind == "gguf"
+    files = {name: file for name, file in canary.FILES.items() if (name == canary.GGUF) is gguf}
+    weighs = files[canary.GGUF if gguf else canary.SAFETENSORS + "/model.safetensors"]
     table = tokenizer.VOCABULARY * weights.HIDDEN * 2
     return {
-        "format": "gguf",
-        "quantisation": "F16",
+        "format": kind,
+        "quantisation": "F16" if gguf else "BF16",
         "quantisation_bits": None,
         "quantisation_group": None,
-        "bytes": file.size,
-        "fingerprint": file.sha256,
+        "bytes": weighs.size,
+        "fingerprint": weighs.sha256 if gguf else hashlib.sha256("".join(
+            files[name].sha256 for name in sorted(files)).encode()).hexdigest(),
         "chat_template": True,
-        "tensors": {"embedding_bytes": table, "head_bytes": table, "other_bytes": 9447424},
+        "tensors": {"embedding_bytes": table, "head_bytes": table,
+                    "other_bytes": 9447424 if gguf else 9442304},
         "geometry": {
             "architecture": "llama",
             "layers": weights.LAYERS,

