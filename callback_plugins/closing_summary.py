@@ -187,7 +187,8 @@ def _paragraph(host, said, passport, verdict):
     return [
         "",
         "%s on %s: %s" % (plan["name"], host, _standing(verdict)),
-        "endpoint  %s" % plan["url"],
+        "endpoint  %s" % _address(host, plan),
+        *_way_in(passport),
         "engine    %s %s (%s)" % (plan["engine"], plan["engine_version"], plan["runtime"]),
         "model     %s (%s %s), context %d" % (
             plan["model"]["served_name"], plan["model"]["format"],
@@ -196,7 +197,7 @@ def _paragraph(host, said, passport, verdict):
             figures.get("tokens_per_second", "?"), figures.get("first_token_s", "?")),
         "engine up %s s after its start" % passport["phases"]["ready_s"],
         "passport  %s/endpoints/%s/passport.json" % (said["firstlight_root"], plan["name"]),
-        "try       %s" % _curl(plan),
+        "try       %s" % _curl(host, plan),
         *_findings(verdict),
     ]
 
@@ -205,11 +206,11 @@ def _row(host, passport, verdict):
     """An endpoint of many: its name, how it stands, and the rest."""
     plan = passport["plan"]
     rest = "%s  %s on %s %s  %s tokens/s" % (
-        plan["url"], plan["model"]["served_name"], plan["engine"], plan["engine_version"],
-        _figures(passport, verdict).get("tokens_per_second", "?"))
+        _address(host, plan), plan["model"]["served_name"], plan["engine"],
+        plan["engine_version"], _figures(passport, verdict).get("tokens_per_second", "?"))
     found = _findings(verdict)
     if _standing(verdict) != "proven" and found:
-        rest = "%s  %s" % (plan["url"], " ".join(found[0].split()))
+        rest = "%s  %s" % (_address(host, plan), " ".join(found[0].split()))
     return "%s on %s" % (plan["name"], host), _standing(verdict), rest
 
 
@@ -232,7 +233,28 @@ def _process_age():
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _curl(plan):
+# On these a service listens on every address; a client needs one.
+EVERY_ADDRESS = ("://0.0.0.0:", "://[::]:")
+
+
+def _address(host, plan):
+    """Where clients reach it; what listens on every address is named after its host."""
+    url = plan["public_url"]
+    for every in EVERY_ADDRESS:
+        url = url.replace(every, "://%s:" % host)
+    return url
+
+
+def _way_in(passport):
+    """What a client of a way in needs to know."""
+    plan, way_in = passport["plan"], passport["service"].get("way_in")
+    if not way_in:
+        return []
+    return ["way in    one of its keys is needed; %s certificate, SHA-256 %s" % (
+        "a self-signed" if plan["tls"] == "self-signed" else "the given", way_in["certificate"])]
+
+
+def _curl(host, plan):
     """A request to try, quoted for a shell: names of models come from files."""
     oracle = plan.get("oracle")
     payload = {
@@ -241,7 +263,10 @@ def _curl(plan):
         "max_tokens": 24,
         "temperature": 0,
     }
-    return shlex.join([
-        "curl", "-s", plan["url"] + "/v1/completions", "-H", "Content-Type: application/json",
+    said = shlex.join([
+        "curl", "-s", *(["-k"] if plan["tls"] == "self-signed" else []),
+        _address(host, plan) + "/v1/completions", "-H", "Content-Type: application/json",
         "-d", json.dumps(payload),
     ])
+    # The key is the reader's: it is in a variable of theirs, and in no history of a shell.
+    return said + (' -H "Authorization: Bearer $KEY"' if plan["way_in"] else "")

@@ -79,6 +79,6 @@ class FilterModule:
             "systemd_command": service_text.systemd_command,
             "toolkit_findings": container_runtime.toolkit_findings,
             "tuning_plan": tuning.tuning_plan,
-            "way_in_digests": way_in.way_in_digests,
             "way_in_service": way_in.way_in_service,
+            "way_in_wanted": way_in.way_in_wanted,
         }

@@ -76,7 +76,8 @@ uid:
 endpoints:
   description:
     - Our endpoints by name. C(state) is C(absent), C(stopped), C(starting), C(running) or
-      C(failed), C(detail) what its service manager says of that; C(pids) are all its processes,
+      C(failed), C(detail) what its service manager says of that, C(restarts) how often a
+      container was started again by itself; C(pids) are all its processes,
       whatever started them; C(plan) is the hash of the plan that the running process was started
       with; C(healthy) is whether C(/health) answered 200; C(passport) is the passport or C(null).
     - C(manager) is what keeps it running and C(definition) the SHA-256 of its definition, or
@@ -87,18 +88,18 @@ endpoints:
   returned: always
   type: dict
   sample:
-    demo: {name: demo, state: running, detail: "", pid: 4711, pids: [4711], plan: 9f2c,
+    demo: {name: demo, state: running, detail: "", restarts: 0, pid: 4711, pids: [4711], plan: 9f2c,
            healthy: true, strays: [], passport: {}, manager: systemd, definition: 5feceb66,
            half_done: false, log: "", way_in: {}, gpus_seen: null}
 containers:
   description:
-    - Every container of the host, as far as its name is concerned - C(name), and C(endpoint) and
+    - Every container of the host - C(name), C(ports) that it has on the host, and C(endpoint) and
       C(root) by the labels of one of ours. Empty where no Docker daemon answers.
   returned: always
   type: list
   elements: dict
   sample:
-    - {name: firstlight-chat-5feceb66, endpoint: chat, root: /var/lib/firstlight}
+    - {name: firstlight-chat-5feceb66, endpoint: chat, root: /var/lib/firstlight, ports: [8000]}
 canaries:
   description: Keys of the canaries that were proven on this host.
   returned: always
@@ -196,7 +197,7 @@ def observe(root, ports, libraries):
         "manager": kind,
         "uid": os.geteuid(),
         "endpoints": endpoints,
-        "ports": {str(port): who for port, who in processes.holders(ports).items()},
+        "ports": _holders(ports, containers or []),
         "python": {
             "version": platform.python_version(),
             "venv": importlib.util.find_spec("ensurepip") is not None,
@@ -214,12 +215,24 @@ def _containers():
     try:
         found = Api(timeout_s=DOCKER_S).containers([]) or []
         return sorted(({
+            "ports": sorted({port["PublicPort"] for port in one.get("Ports") or []
+                             if port.get("PublicPort")}),
             "name": one["Names"][0].lstrip("/"),
             "endpoint": (one.get("Labels") or {}).get(docker_service.ENDPOINT),
             "root": (one.get("Labels") or {}).get(docker_service.ROOT),
         } for one in found if one.get("Names")), key=lambda one: one["name"])
     except (Away, Refused):
         return None
+
+
+def _holders(ports, containers):
+    """Who holds ports. Of a container's it is a process of the daemon's, so its labels tell."""
+    found = {str(port): who for port, who in processes.holders(ports).items()}
+    for one in containers:
+        for port in one["ports"]:
+            if str(port) in found and NAME.fullmatch(one["endpoint"] or ""):
+                found[str(port)].update(endpoint=one["endpoint"], root=one["root"])
+    return found
 
 
 def _endpoint(root, name, managers, running):
@@ -237,6 +250,7 @@ def _endpoint(root, name, managers, running):
         "name": name,
         "state": status["state"],
         "detail": status["detail"],
+        "restarts": status.get("restarts", 0),
         "pid": status["pid"],
         "plan": plan,
         "healthy": bool(url and plan and get(url + "/health", timeout_s=5).status == 200),
@@ -245,7 +259,8 @@ def _endpoint(root, name, managers, running):
         "passport": found,
         "manager": manager.KIND if definition is not None else None,
         "definition": None if definition is None else hashlib.sha256(definition).hexdigest(),
-        "log": manager.log_tail(name) if status["state"] == "failed" else "",
+        "log": manager.log_tail(name) if status["state"] == "failed" or status.get("restarts")
+               else "",
         "way_in": WayIn(managers[0].KIND, root, name).digests(),
         "gpus_seen": _gpus_seen(manager, name, found, plan),
     }

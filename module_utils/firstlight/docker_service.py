@@ -93,10 +93,10 @@ class Docker:
         """
         container = self.wanted(name)
         if container is None:
-            return {"state": "absent", "pid": None, "detail": "", "plan": None}
+            return {"state": "absent", "pid": None, "detail": "", "plan": None, "restarts": 0}
         found = self.inspect(container)
         if found is None:
-            return {"state": "absent", "pid": None, "plan": None,
+            return {"state": "absent", "pid": None, "plan": None, "restarts": 0,
                     "detail": "the container %s is not there" % container}
         said, labels = found["State"], found["Config"].get("Labels") or {}
         return {
@@ -104,6 +104,7 @@ class Docker:
             "pid": said.get("Pid") or None,
             "detail": _detail(said, found.get("RestartCount", 0)),
             "plan": labels.get(PLAN) if said["Status"] == "running" else None,
+            "restarts": found.get("RestartCount", 0),
         }
 
     def pids(self, name: str) -> List[int]:

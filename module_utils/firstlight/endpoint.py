@@ -235,7 +235,7 @@ class Endpoint:
             os.makedirs(self.folder, exist_ok=True)
             paths.write(os.path.join(self.folder, FAILED_LOG), log.encode(), mode=0o600)
         told = engine_log.diagnose(log, self.signatures, plan["engine"], "endpoint " + self.name)
-        return ("\n" + text(told) if told else "") + " Its log ends:\n" + "\n".join(
+        return ("\n" + text(told) + "\n" if told else " ") + "Its log ends:\n" + "\n".join(
             log.splitlines()[-20:])
 
     def listens(self, plan: Plan, status: Optional[Found] = None) -> bool:

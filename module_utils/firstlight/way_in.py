@@ -27,8 +27,8 @@ from .runner import Ran, run
 
 Plan = Dict[str, Any]
 Wanted = Dict[str, Any]
-"""``{plan, config, definition, keys}``: a plan whose ``way_in`` is true, the texts of haproxy.cfg
-and of the unit or program, and the keys as :func:`.planning.way_in.endpoint_keys` gives them."""
+"""As :func:`.planning.way_in.way_in_wanted` gives it: ``plan``, of which only ``PLANNED`` is read;
+``config`` and ``definition``, the texts of haproxy.cfg and of the unit or program; and ``keys``."""
 
 CONFIG, KEYS, CERTIFICATE = "haproxy.cfg", "keys", "certificate.pem"
 # Of the definition by which the service was started. No transaction puts it back: it tells what
@@ -42,8 +42,6 @@ START_S = 20.0
 UP = ("running", "starting")
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - read, not bound
 UNLISTED = "/metrics"
-# What of a plan a way in is made by.
-PLANNED = ("bind", "port", "public_url", "tls", "tls_certificate", "tls_key", "way_in")
 PARTIAL_CHAIN = 0x80000
 """``ssl.VERIFY_X509_PARTIAL_CHAIN``, which Python names from 3.10 on."""
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
@@ -107,7 +105,7 @@ class WayIn:
         return dict(
             decided.way_in_digests(found["config"], found["definition"], found["keys"]),
             state="up" if found["state"] in UP else found["state"],
-            certificate="; ".join(self.certificate_reasons(plan)) if plan.get("way_in")
+            certificate="; ".join(self.certificate_reasons(plan)) if _is_planned(plan)
             else "not known whom it is for",
         )
 
@@ -280,7 +278,7 @@ class WayIn:
         """What a passport keeps of a way in, to bring it back: no key and no certificate."""
         plan = wanted["plan"]
         return {"config": wanted["config"], "definition": wanted["definition"],
-                "plan": {key: plan[key] for key in PLANNED}, "certificate": self.fingerprint()}
+                "plan": {key: plan[key] for key in decided.PLANNED}, "certificate": self.fingerprint()}
 
     def from_a_passport(self, kept: Optional[Dict[str, Any]]) -> Optional[Wanted]:
         """What is wanted again, with the keys of today: those of then may be known to others.
@@ -408,6 +406,12 @@ class WayIn:
             severity="fatal", evidence=evidence)
 
 
+def _is_planned(plan: Plan) -> bool:
+    """Whether a plan, which may be of a passport, says what its certificate is for."""
+    return plan.get("way_in") is True and all(
+        isinstance(plan.get(key), str) for key in ("bind", "tls", "tls_certificate", "tls_key"))
+
+
 def _code(said: Any) -> Any:
     """The code of an error, as the API says it."""
     error = said.get("error") if isinstance(said, dict) else None
@@ -466,7 +470,8 @@ def _given(plan: Plan) -> bytes:
     content = b""
     for path in (plan["tls_certificate"], plan["tls_key"]):
         try:
-            found = paths.read(path)
+            # Not a device, which would be read for ever.
+            found = paths.read(path) if os.path.isfile(path) else None
         except OSError as problem:
             raise WayInError("%s: %s" % (path, problem.strerror)) from None
         if not found:

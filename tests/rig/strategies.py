@@ -61,7 +61,11 @@ LIKELY = {
     "engine": st.sampled_from([*requests.ENGINES, "llama.cpp"]),
     "runtime": st.sampled_from(requests.RUNTIMES),
     "port": st.integers(-1, 65536) | st.integers(7999, 8001) | st.just("8000"),
-    "bind": st.sampled_from(["127.0.0.1", "0.0.0.0", "::1"]),
+    "bind": st.sampled_from(["127.0.0.1", "0.0.0.0", "::1", "192.0.2.10", "2001:db8::1"]),
+    "api_key": st.sampled_from(["k" * 16, ["k" * 16, "l" * 20], ["k"], "short", {}]),
+    "engine_port": st.integers(-1, 65536) | st.integers(17999, 18002) | st.just("18000"),
+    "tls_certificate": st.sampled_from(["/etc/c.pem", "c.pem"]),
+    "tls_key": st.sampled_from(["/etc/k.pem", ["/etc/k.pem"]]),
     "context": st.just("auto") | st.integers(0, 10**7),
     "tensor_parallel": st.just("auto") | st.integers(0, 4),
     "gpus": st.just("auto") | st.integers(-1, 4) | st.lists(HOSTILE, max_size=2),
@@ -248,7 +252,8 @@ SERVED = st.fixed_dictionaries({
     "state": st.sampled_from(["absent", "stopped", "starting", "running", "failed"]),
     "pid": st.none() | st.integers(1, 4194304), "plan": st.none() | st.just("9f2c"),
     "healthy": st.booleans(), "strays": st.lists(st.integers(1, 4194304), max_size=2),
-    "detail": HOSTILE, "manager": st.sampled_from([None, "systemd", "supervisor", "docker"]),
+    "detail": HOSTILE, "restarts": st.integers(0, 3),
+    "manager": st.sampled_from([None, "systemd", "supervisor", "docker"]),
     "definition": st.none() | HOSTILE, "half_done": st.booleans(), "log": HOSTILE,
     "way_in": st.dictionaries(HOSTILE, HOSTILE, max_size=2),
     "gpus_seen": st.none() | st.lists(HOSTILE, max_size=2),
@@ -264,6 +269,7 @@ STATES = st.fixed_dictionaries({
     "python": st.fixed_dictionaries({
         "version": st.sampled_from(["3.9.18", "3.10.0", "3.14.0rc1"]), "venv": st.booleans()}),
     "missing_libraries": st.sampled_from([[], ["libgomp.so.1"]]),
+    "haproxy": st.sampled_from([None, "2.2.9", "2.6.12", "3.0.11"]), "openssl": st.booleans(),
 })
 MODEL_FINDINGS = st.lists(
     st.builds(lambda one, path: dict(one, subject=path), FINDINGS, MODEL_PATHS), max_size=2)

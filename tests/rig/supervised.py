@@ -6,8 +6,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import shutil
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -26,6 +26,7 @@ from ansible.module_utils.firstlight.planning.service_text import (
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TEMPLATES = ROOT / "roles" / "inference_endpoint" / "templates"
+WAY_IN_PATHS = yaml.safe_load((ROOT / "catalog" / "way_in_paths.yml").read_text())
 FAKE_ENGINE = str(ROOT / "tests" / "rig" / "fake_engine.py")
 
 
@@ -52,8 +53,7 @@ def way_in_plan(port, engine_port, bind="127.0.0.1", tls=("", ""), engine="llama
 
 def way_in_wanted(root, plan, keys, manager="supervisor"):
     """A way in as the role renders it; keys in clear."""
-    rows = yaml.safe_load((ROOT / "catalog" / "way_in_paths.yml").read_text())
-    decided = way_in.way_in_service(plan, rows, root, manager, os.geteuid())
+    decided = way_in.way_in_service(plan, WAY_IN_PATHS, root, manager, os.geteuid())
     texts = {name: _rendered(template, __inference_endpoint_way_in=decided,
                              __inference_endpoint_root=root)
              for name, template in (
@@ -61,7 +61,7 @@ def way_in_wanted(root, plan, keys, manager="supervisor"):
                  ("definition", "way_in_program.conf.j2" if manager == "supervisor"
                   else "way_in_unit.service.j2"))}
     digests = way_in.endpoint_keys([{"name": "chat", "api_key": list(keys)}])["chat"]
-    return {"plan": plan, "keys": digests, **texts}
+    return way_in.way_in_wanted(decided, texts["config"], texts["definition"], digests)
 
 
 def _rendered(template, **variables):

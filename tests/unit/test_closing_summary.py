@@ -61,10 +61,11 @@ def passport(name, port, **other):
     return {
         "plan": {
             "name": name, "url": "http://127.0.0.1:%d" % port, "engine": "llama_cpp",
+            "public_url": "http://127.0.0.1:%d" % port, "way_in": False, "tls": "none",
             "engine_version": "1.2", "runtime": "native", "context": 2048,
             "model": {"served_name": "canary", "format": "gguf", "quantisation": "F16"}},
         "smoke": {"figures": {"tokens_per_second": 99, "first_token_s": 0.1}},
-        "phases": {"ready_s": 1.5}, **other}
+        "service": {"way_in": None}, "phases": {"ready_s": 1.5}, **other}
 
 
 def verdict(port, passed=True):
@@ -111,6 +112,20 @@ def test_an_endpoint_is_told_in_full_and_each_role_has_its_time(play):
     assert re.search(r"^time      controller 6\.5 s · ansible start [\d.]+ s · "
                      r"serving [\d.]+ s · The play [\d.]+ s$", output, re.M)
     assert "not done" not in output  # what failed was rescued
+
+
+@pytest.mark.parametrize("bind, shown", [
+    ("192.0.2.7", "192.0.2.7"), ("0.0.0.0", "host1"), ("[::]", "host1")])
+def test_a_way_in_is_told_with_its_address_and_certificate_and_no_key(play, bind, shown):
+    one = passport("chat", 18000)
+    one["plan"].update(public_url="https://%s:8000" % bind, way_in=True, tls="self-signed")
+    one["service"]["way_in"] = {"certificate": "AB:CD"}
+    _, output = play({"host1": [one]}, hosts=["host1"])
+    assert "\nendpoint  https://%s:8000\n" % shown in output
+    assert "a self-signed certificate, SHA-256 AB:CD" in output
+    told = re.search(r"^try       (curl .*)$", output, re.M).group(1)
+    assert "-k https://%s:8000/v1/completions" % shown in told
+    assert told.endswith('-H "Authorization: Bearer $KEY"')
 
 
 def test_a_fleet_has_a_line_for_each_endpoint_and_what_is_not_proven_comes_last(play):

@@ -7,7 +7,7 @@ import planner
 import pytest
 from facts import device, host, jetson_host, uuid
 
-from ansible.module_utils.firstlight.planning.command import engine_command
+from ansible.module_utils.firstlight.planning.command import ALONE, CACHES, engine_command
 
 FOLDER = "/srv/models/"
 VLLM = FOLDER + "Llama-3.1-8B"
@@ -67,6 +67,8 @@ def test_a_command_is_words_without_quotes_and_its_names_are_known(row):
             assert word
             assert not set(word) & set("'\"`$;&|<>(){}*?!#\\ \n")
         known = {"PYTHONUNBUFFERED", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"}
+        known |= ({*ALONE} if row["engine"] == "vllm" else set()) | (
+            {*CACHES} if plan["cache"] else set())
         assert set(plan["command"]["env"]) <= known | set(row["environment"])
         assert list(plan["command"]["env"]) == sorted(plan["command"]["env"])
         assert plan["command"] == engine_command(plan)
@@ -234,3 +236,11 @@ def test_a_repository_is_served_under_its_whole_name():
     plan = plan_of(planner.host("h100", 1), model=name)
     assert plan["command"]["argv"][2] == name
     assert flags(plan["command"]["argv"])["--served-model-name"] == name
+
+
+def test_what_is_compiled_is_kept_in_the_cache_and_vllm_asks_nobody():
+    made = plan_of(planner.host("l40s", 4), model=VLLM)
+    env = made["command"]["env"]
+    assert {env[name].rpartition("/")[0] for name in CACHES} == {made["cache"]}
+    assert (env["HF_HUB_OFFLINE"], env["VLLM_NO_USAGE_STATS"]) == ("1", "1")
+    assert not any("TOKEN" in name for name in env)

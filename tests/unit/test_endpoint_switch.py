@@ -341,7 +341,7 @@ def guard_of(host):
 
 
 def killed_while_it_waits(host, wanted):
-    """A run that gets SIGKILL, with all that it began, when its new engine is there and not ready."""
+    """A run that gets SIGKILL, with all that it began, while its new engine is not ready."""
     with other_run(host, wanted) as run:
         until(lambda: starts(host, wanted))
         guard = guard_of(host)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import shlex
 
-import planner
 import pytest
 
 from ansible.module_utils.firstlight.findings import finding
@@ -67,7 +66,7 @@ def test_what_a_process_says_of_itself_is_in_no_command_that_someone_will_type(c
 
 
 def test_a_root_with_a_quote_is_one_word_of_the_command_that_is_offered():
-    serving = {"state": "running", "passport": None}
+    serving = {"state": "running", "passport": None, "restarts": 0}
     [found, _] = judged(state(root="/srv/ann's", endpoints={"embed": serving}))
     assert json.loads(shlex.split(found["remedy"])[-1]) == {
         "firstlight_root": "/srv/ann's", "inference_endpoint_teardown_names": ["embed"]}
@@ -77,15 +76,16 @@ def test_a_root_with_a_quote_is_one_word_of_the_command_that_is_offered():
 def test_a_name_that_is_none_does_not_hide_what_is_wrong_with_the_host(name):
     taken, wrong = requests.normalise([{"name": name, "model": "canary"}])
     assert wrong
-    serving = {"state": "running", "passport": None}
+    serving = {"state": "running", "passport": None, "restarts": 0}
     host = state(ports=holder(), endpoints={"embed": serving})
     found = judge.against_host(taken, host, {"findings": []})
     assert [one["id"] for one in found] == ["port-held", "endpoint-unasked"]
 
 
 def test_an_endpoint_that_nobody_asks_for_is_said_to_serve_and_stops_nothing():
-    serving = {"state": "running", "passport": {"plan": {"url": "http://127.0.0.1:8001"}}}
-    gone = {"state": "absent", "passport": None}
+    serving = {"state": "running", "restarts": 0,
+               "passport": {"plan": {"url": "http://127.0.0.1:8001"}}}
+    gone = {"state": "absent", "passport": None, "restarts": 0}
     [found] = judged(state(endpoints={"embed": serving, "chat": serving, "old": gone}))
     assert (found["id"], found["severity"]) == ("endpoint-unasked", "warning")
     assert found["subject"] == "embed"
@@ -188,3 +188,16 @@ def test_everything_is_found_in_one_call():
     missing = finding("model-missing", PATH, "no such file", "a model", "set `model`")
     assert {one["id"] for one in judged(host, [missing], model=PATH)} == {
         "port-held", "model-missing", "root-unusable", "root-too-long", "python-without-venv"}
+
+
+@pytest.mark.parametrize("how, said", [
+    ({"state": "failed", "detail": "exit code 1", "restarts": 0}, "failed: exit code 1"),
+    ({"state": "running", "detail": "running after 7 restarts", "restarts": 7}, "7 restarts"),
+])
+def test_an_engine_that_crashes_is_said_with_the_end_of_its_log(how, said):
+    crashed = {"passport": None, "log": "CUDA out of memory", **how}
+    found = judge.against_host([], state(endpoints={"chat": crashed}), {"findings": []})
+    [told] = [one for one in found if one["id"] == "endpoint-crashed"]
+    assert told["severity"] == "warning"
+    assert said in told["found"]
+    assert told["evidence"] == "CUDA out of memory"

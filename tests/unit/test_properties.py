@@ -15,6 +15,7 @@ import tempfile
 import threading
 import tracemalloc
 
+import container_strategies
 import facts as made
 import firstlight
 import gguf
@@ -23,6 +24,7 @@ import numpy as np
 import planner
 import pytest
 import strategies
+import supervised
 from fake_engine import MODEL, ORACLE, serving
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -92,6 +94,9 @@ ARGUMENTS = {
         st.sampled_from([{}, {plans[0]["name"]: plans[-1]}]), st.just(plans),
         strategies.hosts(), st.just({one["hash"]: "text" for one in plans}))),
     "canary_plan": PLANNED.map(lambda plans: (plans[0], planner.ROOT)),
+    "container_images": st.tuples(container_strategies.PLANS,
+                                  *[container_strategies.PATHS] * 2),
+    "container_runtime_plan": container_strategies.RUNTIMES,
     "container_spec": st.tuples(CONTAINED, st.just(planner.ROOT), ENGINES),
     "containers_to_make": st.tuples(st.lists(SPECS, max_size=2), CONTAINERS),
     "deployment_plan": strategies.situations(),
@@ -102,6 +107,8 @@ ARGUMENTS = {
     "endpoint_findings": st.tuples(
         strategies.ASKED.map(lambda asked: requests.normalise(asked)[0]), strategies.STATES,
         st.fixed_dictionaries({"findings": strategies.MODEL_FINDINGS})),
+    "endpoint_keys": st.tuples(strategies.ASKED),
+    "endpoint_ports": st.tuples(strategies.ASKED.map(lambda asked: requests.normalise(asked)[0])),
     "endpoint_requests": st.tuples(strategies.ASKED),
     "endpoints_to_switch": st.tuples(PLANNED, strategies.STATES).map(lambda both: (
         *both, {one["hash"]: "text" for one in both[0]}, {})),
@@ -110,6 +117,7 @@ ARGUMENTS = {
     "foreign_containers": st.tuples(st.lists(SPECS, max_size=2), CONTAINERS),
     "health_with_checks": st.tuples(strategies.REPORTS, strategies.LIBRARY_CHECKS),
     "host_health": st.tuples(strategies.hosts(), st.just(strategies.HEALTH_CATALOG)),
+    "image_findings": container_strategies.REFUSED,
     "plan_profile": st.tuples(strategies.PROFILES, st.just(strategies.HEALTH_CATALOG),
                               st.none() | strategies.ASKED),
     "plan_table": strategies.situations().map(
@@ -121,7 +129,18 @@ ARGUMENTS = {
     "smoke_requests": st.tuples(PLANNED, st.just("/root")),
     "supervisor_command": st.tuples(strategies.WORDS),
     "systemd_command": st.tuples(strategies.WORDS),
+    "toolkit_findings": st.tuples(strategies.HOSTILE),
     "tuning_plan": strategies.TUNINGS,
+    "way_in_service": st.tuples(
+        st.builds(supervised.way_in_plan, strategies.PORTS, strategies.PORTS,
+                  st.sampled_from(["0.0.0.0", "::", "192.0.2.10", "2001:db8::1"]),
+                  engine=st.sampled_from(["llama_cpp", "vllm"]))
+        | PLANNED.map(lambda plans: plans[0]),
+        st.just(supervised.WAY_IN_PATHS), strategies.GOOD_ROOTS,
+        st.sampled_from(["systemd", "supervisor"]), st.sampled_from([0, 1000])),
+    "way_in_wanted": st.tuples(
+        st.just({"plan": {"bind": "192.0.2.10"}}), strategies.HOSTILE, strategies.HOSTILE,
+        st.lists(strategies.HOSTILE, max_size=3)),
 }
 
 

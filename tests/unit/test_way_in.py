@@ -228,7 +228,7 @@ def test_the_engine_reads_the_path_that_was_judged_and_no_key(here):
 
     here.engine.faults = {"models": looks}
     assert ask(here.plan, headers={
-        **BEARER, "X-Api-Key": SECOND, "Upgrade": "websocket", "Connection": "Upgrade",
+        **BEARER, "X-Api-Key": SECOND, "Upgrade": "h2c", "Connection": "Upgrade",
         "X-Forwarded-For": "203.0.113.9", "Forwarded": "for=203.0.113.9", "X-Else": "kept",
     })[0] == 200
     host = "127.0.0.1:%d" % here.plan["port"]
@@ -305,8 +305,9 @@ class Stream:
         """Until the client is gone."""
         self.came.set()
         handler.connection.settimeout(30)
-        if handler.connection.recv(1) == b"":
-            self.left.set()
+        with contextlib.suppress(ConnectionResetError):
+            assert handler.connection.recv(1) == b""
+        self.left.set()
 
     @contextlib.contextmanager
     def opened(self, plan, key=KEY):
@@ -604,6 +605,10 @@ def test_a_way_in_is_told_by_what_it_is_made_of(rig, plan):
     right = decided.way_in_digests(wanted["config"], wanted["definition"], wanted["keys"])
     assert rig.digests(plan) == right
     assert rig.digests()["certificate"] == "not known whom it is for", "there is no passport"
+    for changes in ({"way_in": False}, {"tls": None}, {"bind": ["::"]}, {"tls_key": 7}):
+        assert rig.digests({**plan, **changes})["certificate"] == "not known whom it is for"
+    assert "/dev/zero: there is no such file" in rig.digests(
+        dict(plan, tls="given", tls_certificate="/dev/zero"))["certificate"]
     assert rig.reasons(None) == ["it has a way in and should not"]
     for key, said in (("config", "the configuration of its way in is not the plan's"),
                       ("definition", "the service of its way in is not the plan's"),

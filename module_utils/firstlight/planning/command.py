@@ -15,6 +15,15 @@ Command = Dict[str, Any]
 that nothing depends on the image's own."""
 
 
+# vLLM asks nobody and tells nobody: what it serves is there, or its start fails.
+ALONE = {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+# What is compiled outlives a start; where it runs, nothing else may be written.
+CACHES = {
+    "CUDA_CACHE_PATH": "cuda", "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "XDG_CACHE_HOME": "xdg",
+}
+
+
 def engine_command(plan: Dict[str, Any]) -> Command:
     """The engine's command, the same in a container and beside one.
 
@@ -28,7 +37,12 @@ def engine_command(plan: Dict[str, Any]) -> Command:
 
 def _environment(plan: Dict[str, Any]) -> Dict[str, str]:
     """What every engine is given, and what is known to be needed by this one."""
-    env = {"PYTHONUNBUFFERED": "1", **plan["env"]}
+    env = {"PYTHONUNBUFFERED": "1"}
+    if plan["engine"] == "vllm":
+        env.update(ALONE)
+    if plan["cache"]:
+        env.update((key, posixpath.join(plan["cache"], folder)) for key, folder in CACHES.items())
+    env.update(plan["env"])
     # A device without a UUID has no name that CUDA knows.
     if plan["runtime"] == "native" and plan["gpus"] and not any(
             "[" in one for one in plan["gpus"]):

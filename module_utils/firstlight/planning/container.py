@@ -29,10 +29,6 @@ HEALTH = {
     "vllm": ["CMD", "python3", "-c",
              "import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=4)"],
 }
-CACHES = {
-    "CUDA_CACHE_PATH": "cuda", "FLASHINFER_WORKSPACE_BASE": "flashinfer",
-    "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "XDG_CACHE_HOME": "xdg",
-}
 # Where a container that may write nothing else writes.
 SCRATCH = "/tmp"
 CAPABILITIES = "compute,utility"
@@ -98,11 +94,8 @@ def _made(plan: Plan, root: str, engine: Engine) -> Dict[str, Any]:
 
 
 def _environment(plan: Plan) -> Dict[str, str]:
-    """The plan's own, and where what is compiled is kept: the root of the image is read-only."""
-    env = {"HOME": SCRATCH, **plan["command"]["env"]}
-    if plan["cache"]:
-        env.update((key, posixpath.join(plan["cache"], folder)) for key, folder in CACHES.items())
-    return dict(sorted(env.items()))
+    """The plan's own; the home that an image may have cannot be written into."""
+    return dict(sorted({"HOME": SCRATCH, **plan["command"]["env"]}.items()))
 
 
 def _mounts(plan: Plan) -> List[Dict[str, Any]]:

@@ -72,6 +72,8 @@ def changes(now: Settings, needs: Settings, defaults: Settings, log_driver: str,
         key = change.key.partition(".")[0]
         if change.before is not None or given(key, words):
             continue
+        if "." not in change.key and key in needs:
+            continue
         if key in ("log-driver", "log-opts") and (
                 driver != LOG_DRIVER or given("log-opts", words)):
             continue
@@ -93,13 +95,15 @@ def _beyond(change: Change, nofile_max: Any) -> bool:
 
 
 def _differences(now: Settings, wanted: Settings, needed: bool) -> List[Change]:
+    """What is wanted and is not so; what is wanted to be null is not wanted at all."""
     found: List[Change] = []
     for key, value in wanted.items():
         there = now.get(key)
         if isinstance(value, dict) and (there is None or isinstance(there, dict)):
             found += [Change("%s.%s" % (key, inner), (there or {}).get(inner), one, needed)
-                      for inner, one in value.items() if (there or {}).get(inner) != one]
-        elif there != value:
+                      for inner, one in value.items()
+                      if one is not None and (there or {}).get(inner) != one]
+        elif value is not None and there != value:
             found.append(Change(key, there, value, needed))
     return found
 
@@ -110,7 +114,8 @@ def merge(now: Settings, wanted: List[Change]) -> Settings:
     for one in wanted:
         key, dot, inner = one.key.partition(".")
         if dot:
-            merged.setdefault(key, {})[inner] = copy.deepcopy(one.after)
+            merged[key] = merged.get(key) or {}
+            merged[key][inner] = copy.deepcopy(one.after)
         else:
             merged[key] = copy.deepcopy(one.after)
     return merged

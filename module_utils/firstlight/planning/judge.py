@@ -33,6 +33,7 @@ def against_host(
         findings.extend(_model(request, models))
     findings.extend(way_in.against_host(requests, state))
     findings.extend(_unasked(requests, state))
+    findings.extend(_crashed(state))
     findings.extend(_root(state))
     findings.extend(_python(state))
     return findings
@@ -101,6 +102,18 @@ def _unasked(requests: List[Request], state: Dict[str, Any]) -> List[Finding]:
                 % _teardown(name, state["root"]), severity="warning")
         for name, one in sorted(state["endpoints"].items())
         if name not in asked and one["state"] != "absent"
+    ]
+
+
+def _crashed(state: Dict[str, Any]) -> List[Finding]:
+    """What a service manager starts again and again is no endpoint, even while it runs."""
+    return [
+        finding("endpoint-crashed", name, "its engine is %s: %s" % (one["state"], one["detail"]),
+                "an engine that runs since its start",
+                "read its log: it is started again by this run where it does not run, and its plan "
+                "may have to change", severity="warning", evidence=one["log"])
+        for name, one in sorted(state["endpoints"].items())
+        if one["state"] == "failed" or one["restarts"]
     ]
 
 

@@ -422,7 +422,8 @@ def _assemble(request: Request, host: Host, model: Plan, option: Option,
         if plan["hash"] == last.get("hash"):
             break
     plan["oracle"] = canary.oracle() if model["kind"] == "canary" else None
-    plan["packages"] = packages
+    plan["packages"] = packages + (
+        way_in.packages_missing(host.state) if plan["way_in"] else [])
     plan["memory"] = reckoned
     plan["beside"] = _beside(plan, last, option, host.facts)
     plan["trial"] = None

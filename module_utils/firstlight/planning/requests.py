@@ -419,7 +419,8 @@ def _ports(requests: List[Request]) -> List[Finding]:
                     clash[0], "behind the way in" if asked is None else "the engine's",
                     taken[clash[0]]),
                 "a port of its own", remedy="set %s to a free port" % where))
-        taken.update(dict.fromkeys((one for one in ports if one not in taken), request["where"]))
+        for one in ports:
+            taken.setdefault(one, request["where"])
     return findings
 
 

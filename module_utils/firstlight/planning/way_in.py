@@ -36,6 +36,8 @@ TIMEOUTS = {
     # An engine may think for long before its first token.
     "server": "1h",
 }
+PLANNED = ("bind", "port", "public_url", "tls", "tls_certificate", "tls_key", "way_in")
+"""What of a plan a way in is made by on its host."""
 KEY = re.compile(r"[!-~]{16,}")
 
 
@@ -138,6 +140,7 @@ def way_in_service(plan: Dict[str, Any], rows: List[Dict[str, Any]], root: str, 
     return {
         "name": service_name(plan["name"]),
         "endpoint": plan["name"],
+        "plan": {key: plan[key] for key in PLANNED},
         "folder": at,
         "log": posixpath.join(at, "haproxy.log"),
         # A folder and not the whole path of each file: a root may have a blank in it.
@@ -168,6 +171,22 @@ def way_in_digests(config: Optional[str], definition: Optional[str], keys: Itera
             "keys": "\n".join(sorted(keys))}
     return dict({name: hashlib.sha256(text.encode()).hexdigest() for name, text in made.items()},
                 state="up", certificate="")
+
+
+def way_in_wanted(service: Dict[str, Any], config: str, definition: str, keys: Iterable[str]
+                  ) -> Dict[str, Any]:
+    """A way in as a host is to have it.
+
+    :param service: as :func:`way_in_service` gives it; the texts are rendered from it.
+    :param config: text of ``haproxy.cfg``.
+    :param definition: text of its unit or supervisor program.
+    :param keys: as :func:`endpoint_keys` gives them.
+    :returns: ``{plan, config, definition, keys, digests}``; the last as ``endpoint_info`` has it
+        where all is as wanted.
+    """
+    known = sorted(keys)
+    return {"plan": service["plan"], "config": config, "definition": definition, "keys": known,
+            "digests": way_in_digests(config, definition, known)}
 
 
 def packages_missing(state: Dict[str, Any]) -> List[str]:

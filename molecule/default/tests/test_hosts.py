@@ -17,7 +17,11 @@ print(nvml.nvmlInit_v2(), nvml.nvmlDeviceGetCount_v2(ctypes.byref(number)), numb
       ctypes.CDLL("libcuda.so.1").cuInit(0))
 """
 # host: what NVML says to init and count, how many devices there are, what CUDA says to init.
-WORN = {"hgx": "0 0 8 802", "a100": "0 0 8 0", "mig": "0 0 2 0", "orin": "0 0 1 0"}
+WORN = {"hgx": "0 0 8 802", "a100": "0 0 8 0", "mig": "0 0 2 0", "orin": "0 0 1 0",
+        "cdi13": "0 0 4 0"}
+# host: the engines whose images lie in it, and the major version of its Docker, if it has one.
+ARCHIVES = {"dock12": ["llama-server", "vllm-cpu"], "cdi13": ["llama-server"]}
+DOCKER = {"engine": "20", "dock12": "20", "cdi13": "26"}
 
 
 @pytest.fixture
@@ -94,17 +98,43 @@ def test_a_plain_host_has_no_gpu(host, name):
 
 
 def test_a_nested_engine_runs_containers(host, name):
-    only(name, "engine")
+    only(name, *DOCKER)
+    assert host.check_output(
+        "docker version --format {{.Server.Version}}").split(".")[0] == DOCKER[name]
     # An image of one program and what it is linked with.
     host.check_output("tar -C / -ch usr/bin/echo $(ldd /usr/bin/echo | grep -o '/[^ )]*') | "
                       "docker import - lit")
-    for runtime in ("runc", "nvidia"):
+    for runtime in ("runc", "nvidia") if name == "engine" else ("runc",):
         said = host.check_output("docker run --rm --runtime %s lit /usr/bin/echo here", runtime)
         assert said == "here"
 
 
+def test_an_engine_answers_from_its_archive(host, name):
+    only(name, *ARCHIVES)
+    assert sorted(host.file("/mnt/firstlight-archives").listdir()) == [
+        engine + ".tar" for engine in ARCHIVES[name]]
+    for engine in ARCHIVES[name]:
+        archive = host.file("/mnt/firstlight-archives/%s.tar" % engine)
+        assert archive.size > 100e6 and host.run("touch %s", archive.path).rc != 0
+    host.check_output("docker load --quiet --input /mnt/firstlight-archives/llama-server.tar")
+    # The network's part is what an old kernel or a lack of rights takes first.
+    host.check_output(
+        "docker run --detach --name router --publish 127.0.0.1:8080:8080"
+        " firstlight-engine:llama-server llama-server --host 0.0.0.0 --port 8080")
+    said = host.check_output("curl --silent --retry 60 --retry-all-errors --retry-delay 1"
+                             " http://127.0.0.1:8080/health")
+    assert '"ok"' in said
+    host.check_output("docker rm --force router")
+
+
+def test_a_host_without_an_engine_has_a_place_for_one(host, name):
+    only(name, "bare12")
+    assert not host.exists("docker")
+    assert host.check_output("findmnt -no TARGET -T /var/lib/docker") == "/var/lib/docker"
+
+
 def test_what_a_nested_engine_stores_is_no_layer_of_ours(host, name):
-    only(name, "engine")
+    only(name, *DOCKER)
     assert host.check_output("findmnt -no TARGET -T /var/lib/docker") == "/var/lib/docker"
     # Which driver a volume's file system allows is the machine's to say: its own engine has it too.
     asked = ["docker", "info", "--format", "{{.Driver}}"]

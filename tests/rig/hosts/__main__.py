@@ -3,6 +3,8 @@
 
 ``python3 tests/rig/hosts images`` brings the engine and the images of the hosts, ``engines`` those
 of real inference engines, which stand in for upstream's; both do nothing where they are there.
+CPU builds of torch come from where this machine's pip looks, else from the PyTorch project's index;
+FIRSTLIGHT_TORCH_INDEX names another.
 """
 
 from __future__ import annotations
@@ -54,7 +56,6 @@ VLLM_CHANGES = ("WORKDIR /vllm-workspace",
 BUILD = "firstlight-rig-build"
 HOSTS = [name for name in IMAGES if name.startswith("firstlight-host:")]
 ENGINES = [name for name in [*IMAGES, VLLM] if name.startswith("firstlight-engine:")]
-# What an index with CPU builds of torch is named by, where pip is not set up for one.
 TORCH_INDEX = "FIRSTLIGHT_TORCH_INDEX"
 LABEL = "firstlight.rig=host"
 ROOT = os.geteuid() == 0
