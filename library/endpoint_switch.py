@@ -169,6 +169,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible.module_utils.firstlight import detached, endpoint_work, services
 from ansible.module_utils.firstlight.endpoint import Endpoint, NotServing
+from ansible.module_utils.firstlight.findings import text
 from ansible.module_utils.firstlight.transaction import Busy, RollbackFailed
 
 
@@ -262,7 +263,7 @@ def _run(module, endpoint, params):
         # The same run again: what was found before the work began is not asked again.
         result = {"name": endpoint.name, "reasons": [], "finished": True, "changed": True}
         result.update(apply(module, endpoint, params))
-        return _finished(result, endpoint, params)
+        return _finished(module, result, endpoint, params)
     found = endpoint.observe()
     reasons = plan(params, found, endpoint)
     result = {"changed": bool(reasons), "name": endpoint.name, "reasons": reasons,
@@ -273,7 +274,7 @@ def _run(module, endpoint, params):
         result["removed"] = endpoint_work.to_remove(endpoint, found)
     if reasons and not module.check_mode:
         result.update(apply(module, endpoint, params))
-    return _finished(result, endpoint, params)
+    return _finished(module, result, endpoint, params)
 
 
 def _begun(params):
@@ -282,11 +283,14 @@ def _begun(params):
         params["root"], "journal", "endpoint-%s.run.json" % params["name"]), params["run"])
 
 
-def _finished(result, endpoint, params):
+def _finished(module, result, endpoint, params):
     if not result["finished"]:
         result["changed"] = False
         return result
     kept = endpoint.passport()
+    if params["state"] == "present" and params["way_in"]:
+        for one in endpoint.way_in.warnings(params["plan"]):
+            module.warn(text([one]))
     if params["state"] in ("present", "previous") and kept:
         result["passport"] = kept
     return result

@@ -178,16 +178,18 @@ class Docker:
         except ServiceError as problem:
             return "The log of %s cannot be read: %s" % (container, problem)
 
-    def discard(self, name: str, keep: Iterable[str]) -> List[str]:
+    def discard(self, name: str, keep: Iterable[str], waiting: bool = True) -> List[str]:
         """Remove containers of an endpoint that do not run and are not among these names.
 
+        :param waiting: also those that were never started: a switch may be about to.
         :returns: their names.
         :raises ServiceError: as :meth:`ours`.
         """
         kept, gone = set(keep), []
         for one in self.ours(name):
             title = one["Names"][0].lstrip("/")
-            if title not in kept and one["State"] not in ALIVE:
+            if title not in kept and one["State"] not in ALIVE and (
+                    waiting or one["State"] != "created"):
                 self._gone(lambda one=one: self._api.delete(  # type: ignore[misc]
                     "/containers/%s" % one["Id"], v="1"))
                 gone.append(title)

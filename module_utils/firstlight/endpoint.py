@@ -306,7 +306,7 @@ class Endpoint:
                     self.service = holder
                     self.wait_until_ready(kept["plan"])
         with contextlib.suppress(*TROUBLE):
-            self.discard()
+            self.discard(waiting=False)
 
     def serves(self, plan: Plan) -> bool:
         """Whether the engine of this plan answers now."""
@@ -349,13 +349,17 @@ class Endpoint:
         name = os.path.basename(str(one["plan"]["hash"]))[:12]
         return os.path.join(self.folder, "passports", folder, name + ".json")
 
-    def discard(self) -> List[str]:
-        """Remove its containers that no passport of it and no definition names."""
+    def discard(self, waiting: bool = True) -> List[str]:
+        """Remove its containers that no passport of it and no definition names.
+
+        :param waiting: also those that were made and not started yet.
+        """
         if self.docker not in self.services:
             return []
         known = [self.passport(), *self.generations()]
         names = {one["service"].get("container") for one in known if one}
-        return self.docker.discard(self.name, {self.docker.wanted(self.name), *names} - {None})
+        return self.docker.discard(
+            self.name, {self.docker.wanted(self.name), *names} - {None}, waiting)
 
 
 def _worked(pids: List[int]) -> float:

@@ -132,7 +132,10 @@ def _bring(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any]
             _bring_way_in(endpoint, plan, params["way_in"])
             return {"recovered": change.recovered, "reasons": told}
         _write_supervisor_config(endpoint, params["supervisor_config"])
-        if params["way_in"] is None:
+        if params["way_in"]:
+            # What of it cannot run is found before anything that serves is touched.
+            endpoint.way_in.check(dict(params["way_in"], plan=plan))
+        else:
             endpoint.way_in.remove()  # it may hold the very port that the engine is to take
         if params["trial"] and not _is_tried(endpoint, params["trial"]):
             _prove_trial(endpoint, params, report)

@@ -278,7 +278,8 @@ class WayIn:
         """What a passport keeps of a way in, to bring it back: no key and no certificate."""
         plan = wanted["plan"]
         return {"config": wanted["config"], "definition": wanted["definition"],
-                "plan": {key: plan[key] for key in decided.PLANNED}, "certificate": self.fingerprint()}
+                "plan": {key: plan[key] for key in decided.PLANNED},
+                "certificate": self.fingerprint()}
 
     def from_a_passport(self, kept: Optional[Dict[str, Any]]) -> Optional[Wanted]:
         """What is wanted again, with the keys of today: those of then may be known to others.

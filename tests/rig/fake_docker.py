@@ -3,6 +3,9 @@
 
 It answers what our modules ask. ``start`` reads the settings as dockerd does: a file that is no
 JSON, or a log driver that there is none of, keeps it from starting. ``SIGHUP`` is :meth:`reload`.
+
+A container of :meth:`Docker.run` is only told of; one of :meth:`Docker.make` is a process of this
+machine, which ends, is started again, and takes its port.
 """
 
 from __future__ import annotations
@@ -10,13 +13,27 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import pathlib
 import re
+import signal
+import socket
 import socketserver
+import subprocess
 import threading
+import time
 import urllib.parse
 
+from ansible.module_utils.firstlight import processes
+
 DRIVERS = ("json-file", "journald", "local", "none", "syslog")
+# Scripted faults: an answer that never comes, and a connection that is closed instead of one.
+HANG, DROP = object(), object()
+# Seconds between a crash and the first start after it; each further one waits twice as long.
+BACKOFF_S = 0.1
+# A container gets this long to end by itself, whatever the stop allows.
+GRACE_S = 2.0
+ALIVE = ("running", "restarting", "paused")
 
 
 class Docker:
@@ -36,17 +53,48 @@ class Docker:
         self.inside = {}
         # A container that is started again has then what is here.
         self.after_restart = {}
+        # The processes of containers by name, networks, and what is answered out of turn.
+        self.lives, self.networks, self._scripts = {}, set(), []
         self._server = None
 
     def run(self, name, running=True, **inspect):
         """Have a container."""
         identity = "%064x" % (len(self.containers) + 1)
         self.containers[name] = {
-            "Id": identity, "Name": "/" + name, "State": {"Running": running},
+            "Id": identity, "Name": "/" + name, "RestartCount": 0,
+            "State": {"Running": running, "Status": "running" if running else "exited"},
             "Config": {"Image": "example", "Env": [], "Labels": {}, **inspect.pop("config", {})},
             "HostConfig": {"DeviceRequests": None, "Devices": [], "Runtime": "runc",
                            "Privileged": False, **inspect.pop("host", {})}}
         return identity
+
+    def make(self, made, env=None):
+        """Make a container of a process, which waits to be started.
+
+        :param made: arguments of ``community.docker.docker_container``.
+        :param env: what its process has of the image.
+        """
+        name = made["name"]
+        assert name not in self.containers, "a name is taken once"
+        self.run(name, False, config={"Image": made["image"], "Labels": made["labels"]})
+        one = self.containers[name]
+        one["State"].update(Status="created", ExitCode=0, Error="", OOMKilled=False, Pid=0)
+        ports = [int(text.split(":")[1]) for text in made["published_ports"]]
+        self.lives[name] = _Life(one, [*made["entrypoint"], *made["command"]], ports, env)
+        return one
+
+    def say(self, method, path, *answers):
+        """Have the next requests of that kind answered so: ``(status, object)``, HANG or DROP.
+
+        :param path: a regular expression for all of it.
+        """
+        self._scripts.append((method, re.compile(path), list(answers)))
+
+    def end(self):
+        """End it, and every process of its containers."""
+        self._close()
+        for life in self.lives.values():
+            life.stop()
 
     def start(self):
         """Start it, as its unit does; whether it came up."""
@@ -60,17 +108,27 @@ class Docker:
             return False
         self.settings = found
         self.starts += 1
+        for life in self.lives.values():
+            life.come_back()
         self._server = _Server(self)
         return True
 
     def stop(self):
         """End it; containers end with it, but for those that it leaves (live-restore)."""
         if self._server:
+            self._close()
+            for name, one in self.containers.items():
+                stays = bool(self.settings.get("live-restore"))
+                if name in self.lives:
+                    if not stays:
+                        self.lives[name].stop(for_good=False)
+                elif not stays and not one["HostConfig"].get("RestartPolicy"):
+                    one["State"].update(Running=False, Status="exited")
+
+    def _close(self):
+        if self._server:
             self._server.end()
             self._server = None
-            for one in self.containers.values():
-                one["State"]["Running"] &= bool(self.settings.get("live-restore")) or bool(
-                    one["HostConfig"].get("RestartPolicy"))
 
     def restart(self):
         """As systemd does; whether it came up."""
@@ -95,39 +153,212 @@ class Docker:
     def answer(self, method, path, query, body):
         """``(status, object)`` of one request."""
         self.calls.append((method, path))
-        if path == "/_ping":
-            return 200, b"OK"
-        if path == "/version":
-            return 200, {"Version": self.version, "ApiVersion": "1.45"}
-        if path == "/info":
-            return 200, self.info()
-        if path == "/containers/json":
-            return 200, [{"Id": one["Id"], "Names": [one["Name"]]}
-                         for one in self.containers.values() if one["State"]["Running"]]
-        image = re.fullmatch(r"/images/(.+)/json", path)
-        if image:
-            found = self.images.get(image.group(1))
-            return (200, {"Id": found}) if found else (404, {"message": "No such image"})
-        exec_ = re.fullmatch(r"/exec/(\w+)/(start|json)", path)
-        if exec_:
-            status, text = self.inside[exec_.group(1)]
-            if exec_.group(2) == "json":
-                return 200, {"ExitCode": status}
-            said = text.encode()
-            return 200, b"\1\0\0\0" + len(said).to_bytes(4, "big") + said
-        match = re.fullmatch(r"/containers/([^/]+)/(json|exec|start|restart)", path)
-        one = match and next((one for one in self.containers.values() if match.group(1) in (
+        for of, pattern, answers in self._scripts:
+            if of == method and answers and pattern.fullmatch(path):
+                return answers.pop(0)
+        words = dict(urllib.parse.parse_qsl(query))
+        for pattern, respond in ((r"/(_ping|version|info)", self._of_itself),
+                                 (r"/containers/json", self._listed),
+                                 (r"/images/(.+?)(/json)?", self._image),
+                                 (r"/networks/([^/]+)", self._network),
+                                 (r"/exec/([^/]+)/(start|json)", self._exec),
+                                 (r"/containers/([^/]+)(?:/(\w+))?", self._container)):
+            match = re.fullmatch(pattern, path)
+            if match:
+                return respond(method, words, *match.groups())
+        return 404, {"message": "page not found"}
+
+    def _of_itself(self, method, words, what):
+        return 200, {"_ping": b"OK", "info": self.info(),
+                     "version": {"Version": self.version, "ApiVersion": "1.45"}}[what]
+
+    def _listed(self, method, words):
+        labels = [label.partition("=") for label in json.loads(
+            words.get("filters", "{}")).get("label", [])]
+        found = []
+        for one in list(self.containers.values()):
+            has, state = one["Config"]["Labels"], one["State"]["Status"]
+            if (words.get("all") == "1" or one["State"]["Running"]) and all(
+                    key in has and (not sign or has[key] == value) for key, sign, value in labels):
+                life = self.lives.get(one["Name"].lstrip("/"))
+                found.append({
+                    "Id": one["Id"], "Names": [one["Name"]], "Labels": has, "State": state,
+                    "Image": one["Config"]["Image"],
+                    # Those of one that does not run are not told.
+                    "Ports": [{"IP": "127.0.0.1", "PrivatePort": port, "PublicPort": port,
+                               "Type": "tcp"} for port in life.ports]
+                    if life and one["State"]["Running"] else []})
+        return 200, found
+
+    def _image(self, method, words, name, inspect):
+        if name not in self.images:
+            return 404, {"message": "No such image: " + name}
+        if method != "DELETE":
+            return 200, {"Id": self.images[name]}
+        if any(one["Config"]["Image"] == name for one in self.containers.values()):
+            return 409, {"message": "conflict: unable to remove repository reference %s (must "
+                                    "force) - a container is using it" % name}
+        del self.images[name]
+        return 200, [{"Untagged": name}]
+
+    def _network(self, method, words, name):
+        if name not in self.networks:
+            return 404, {"message": "network %s not found" % name}
+        self.networks.discard(name)
+        return 204, b""
+
+    def _exec(self, method, words, name, what):
+        status, text = self.inside.get(name, (127, "no nvidia-smi"))
+        if what == "json":
+            return 200, {"ExitCode": status}
+        return 200, _frame(text.encode())
+
+    def _container(self, method, words, called, what):
+        one = next((one for one in self.containers.values() if called in (
             one["Id"], one["Name"].lstrip("/"))), None)
         if not one:
-            return 404, {"message": "No such container"}
+            return 404, {"message": "No such container: " + called}
         name = one["Name"].lstrip("/")
-        if match.group(2) == "json":
+        runs, life = one["State"]["Running"], self.lives.get(name)
+        if method == "DELETE":
+            if runs:
+                return 409, {"message": "cannot remove container %s: container is running" % name}
+            if life:
+                life.stop()
+            del self.containers[name]
+            self.lives.pop(name, None)
+            return 204, b""
+        if what == "json":
             return 200, one
-        if match.group(2) == "exec":
+        if what in ("exec", "top") and one["State"]["Status"] != "running":
+            return 409, {"message": "container %s is not running" % one["Id"]}
+        if what == "exec":
             return 201, {"Id": name}
-        one["State"]["Running"] = True
+        if what == "top":
+            pids = life.pids() if life else [os.getpid()]
+            return 200, {"Titles": ["UID", "PID", "CMD"],
+                         "Processes": [["root", str(pid), "engine"] for pid in pids]}
+        if what == "logs":
+            return 200, b"".join(map(_frame, life.lines(words) if life else []))
+        if what == "stop":
+            if one["State"]["Status"] not in ALIVE:
+                return 304, b""
+            if life:
+                life.stop()
+            one["State"].update(Running=False, Status="exited")
+            return 204, b""
+        if what == "start" and runs:
+            return 304, b""
+        one["State"].update(Running=True, Status="running")
         self.inside.update({name: self.after_restart[name]} if name in self.after_restart else {})
+        if not life:
+            return 204, b""
+        if what == "restart":
+            life.stop()
+        return life.start()
+
+
+def _frame(said):
+    """Some text as it comes of a container without a terminal."""
+    return b"\1\0\0\0" + len(said).to_bytes(4, "big") + said
+
+
+class _Life:
+    """The process of a container, under the policy ``unless-stopped``."""
+
+    def __init__(self, told, argv, ports, env):
+        self._told, self._argv, self.ports = told, argv, ports
+        self._env = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", **(env or {})}
+        self._log, self._process, self._thread = [], None, None
+        self._stop, self._comes_back = threading.Event(), False
+
+    def start(self):
+        """Start it; what the daemon answers."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+        self._told["RestartCount"] = 0
+        self._stop.clear()
+        wrong = self._launch()
+        if wrong:
+            self._told["State"].update(Status="created", Running=False, ExitCode=128, Error=wrong)
+            return 500, {"message": wrong}
+        self._thread = threading.Thread(target=self._live, daemon=True)
+        self._thread.start()
         return 204, b""
+
+    def stop(self, for_good=True):
+        """Stop it; one that is not stopped for good is started with its daemon."""
+        self._comes_back = not for_good and self._told["State"]["Status"] in ALIVE
+        self._stop.set()
+        self._signal(signal.SIGTERM)
+        if self._thread:
+            self._thread.join(GRACE_S)
+            self._signal(signal.SIGKILL)
+            self._thread.join()
+        if self._told["State"]["Status"] in ALIVE:
+            self._told["State"].update(Status="exited", Running=False, Pid=0)
+
+    def come_back(self):
+        """What its daemon does at its start."""
+        if self._comes_back:
+            self.start()
+
+    def pids(self):
+        """Its processes, as the host numbers them."""
+        first = self._process.pid
+        return [first, *processes.children(first)]
+
+    def lines(self, words):
+        """The log that is asked for."""
+        since = float(words.get("since", 0))
+        found = [line for at, line in list(self._log) if at >= since]
+        return found[-int(words["tail"]):]
+
+    def _signal(self, how):
+        if self._process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, how)
+
+    def _launch(self):
+        """Start the process, or say why not."""
+        for port in self.ports:
+            with socket.socket() as taken:
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    taken.bind(("127.0.0.1", port))
+                except OSError:
+                    return ("failed to set up container networking: driver failed programming "
+                            "external connectivity on endpoint %s: Bind for 127.0.0.1:%d failed: "
+                            "port is already allocated" % (self._told["Name"].lstrip("/"), port))
+        try:
+            self._process = subprocess.Popen(
+                self._argv, env=self._env, cwd="/", stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        except OSError as problem:
+            return "failed to create task for container: exec: %s" % problem
+        self._told["State"].update(Status="running", Running=True, Pid=self._process.pid,
+                                   ExitCode=0, Error="")
+        return ""
+
+    def _live(self):
+        """Wait for its end, and start it again as long as nobody stopped it."""
+        backoff = BACKOFF_S
+        while True:
+            with self._process.stdout as said:
+                for line in said:
+                    self._log.append((time.time(), line))
+            code = self._process.wait()
+            self._told["State"].update(Pid=0, ExitCode=128 - code if code < 0 else code)
+            if self._stop.is_set():
+                break
+            self._told["RestartCount"] += 1
+            # A container that is to be started again counts as one that runs.
+            self._told["State"].update(Status="restarting", Running=True)
+            if self._stop.wait(backoff) or self._launch():
+                break
+            backoff *= 2
+        self._told["State"].update(Status="exited", Running=False)
 
 
 class _Server:
@@ -139,16 +370,22 @@ class _Server:
                 parts = urllib.parse.urlsplit(self.path)
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length) or b"{}")
-                status, said = docker.answer(
+                answer = docker.answer(
                     self.command, urllib.parse.unquote(parts.path), parts.query, body)
+                if answer is HANG:
+                    self.server.closing.wait(60)
+                if answer in (HANG, DROP):
+                    self.close_connection = True
+                    return
+                status, said = answer
                 content = said if isinstance(said, bytes) else json.dumps(said).encode()
                 self.send_response(status)
-                if status != 204:
+                if status not in (204, 304):
                     self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content if status != 204 else b"")
+                self.wfile.write(content if status not in (204, 304) else b"")
 
-            do_POST = do_GET  # noqa: N815 - named by the standard library
+            do_POST = do_DELETE = do_GET  # noqa: N815 - named by the standard library
 
             def address_string(self):
                 return "unix"
@@ -159,12 +396,16 @@ class _Server:
         pathlib.Path(docker.socket).unlink(missing_ok=True)
         self._server = socketserver.ThreadingUnixStreamServer(docker.socket, Handler)
         self._server.daemon_threads = True
+        self._server.closing = threading.Event()
+        # A client that goes away in the middle is part of the tests.
+        self._server.handle_error = lambda request, address: None
         self._path = pathlib.Path(docker.socket)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
 
     def end(self):
         """Close the socket."""
+        self._server.closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -16,6 +16,7 @@ import time
 
 import jinja2
 import yaml
+from ansible.plugins.filter.core import to_nice_yaml
 
 from ansible.module_utils.firstlight import processes, services
 from ansible.module_utils.firstlight.planning import way_in
@@ -40,6 +41,11 @@ def definition(root, name, argv, plan_hash, env=None):
     plan = {"name": name, "hash": plan_hash, "command": {"argv": argv, "env": env or {}}}
     return _rendered("program.conf.j2", __inference_endpoint_plan=plan,
                      __inference_endpoint_root=root)
+
+
+def compose(spec):
+    """A container's definition, as the role writes it."""
+    return _rendered("compose.yaml.j2", __inference_endpoint_spec=spec)
 
 
 def way_in_plan(port, engine_port, bind="127.0.0.1", tls=("", ""), engine="llama_cpp"):
@@ -69,7 +75,7 @@ def _rendered(template, **variables):
     world = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True,
                                undefined=jinja2.StrictUndefined)
     world.filters.update(supervisor_command=supervisor_command, systemd_command=systemd_command,
-                         quote=shlex.quote)
+                         quote=shlex.quote, to_nice_yaml=to_nice_yaml)
     return world.from_string((TEMPLATES / template).read_text()).render(**variables)
 
 

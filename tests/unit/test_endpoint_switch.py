@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -15,116 +12,23 @@ import signal
 import endpoint_info
 import endpoint_switch
 import pytest
-from ansible.module_utils.testing import patch_module_args
+from endpoint_host import Host, fake, guard_of, healthy, loading, other_run, plan, starts
 from fake_engine import serving
-from supervised import (
-    FAKE_ENGINE,
-    ROOT,
-    config,
-    definition,
-    fake_engine,
-    free_port,
-    kill,
-    short_root,
-    until,
-)
+from supervised import FAKE_ENGINE, ROOT, fake_engine, free_port, kill, short_root, until
 
-from ansible.module_utils.firstlight import canary, processes, services
+from ansible.module_utils.firstlight import canary, docker_api, processes, services
 from ansible.module_utils.firstlight.http_client import get
 from ansible.module_utils.firstlight.transaction import Transaction
 
-FORK = multiprocessing.get_context("fork")
 LAUNCHER = str(ROOT / "roles" / "inference_endpoint" / "files" / "llama_server.py")
-
-
-class Host:
-    """One root with one endpoint, as the role drives it."""
-
-    def __init__(self, root, supervisord, run_module):
-        self.root, self.supervisord, self.run_module = root, supervisord, run_module
-        self.service = services.Supervisor(root, supervisord)
-        self.folder = pathlib.Path(root) / "endpoints" / "chat"
-        self.oracle = None
-
-    def params(self, plan=None, state="present"):
-        params = {"name": "chat", "root": self.root, "manager": "supervisor", "state": state}
-        if plan:
-            plan = dict(plan)
-            params["definition"] = definition(
-                self.root, "chat", plan.pop("argv"), plan["hash"],
-                {"PYTHONUNBUFFERED": "1", **plan.get("env", {})})
-            params.update(plan=plan, supervisord=self.supervisord, supervisor_config=config())
-            params["plan"]["oracle"] = self.oracle
-        return params
-
-    def switch(self, plan, **how):
-        return self.run_module(endpoint_switch.main, **self.params(plan), **how)
-
-    def switched(self, plan):
-        result = self.switch(plan)
-        assert result.get("changed") is True, result
-        return result
-
-    def remove(self, **how):
-        return self.run_module(endpoint_switch.main, **self.params(state="absent"), **how)
-
-    def info(self, *ports):
-        return self.run_module(endpoint_info.main, root=self.root, ports=list(ports))
-
-    def chat(self):
-        return self.info()["endpoints"]["chat"]
-
-    def passport(self):
-        return (self.folder / "passport.json").read_bytes()
-
-    def pids(self):
-        return {one["pid"] for one in processes.engines(self.root).get("chat", [])}
-
-    def journals(self):
-        """What of a change is under way, or was ended in the middle."""
-        return [path.name for path in (pathlib.Path(self.root) / "journal").glob("*.json")
-                if not path.name.endswith(".run.json")]
-
-    def disk(self):
-        """Every file of ours that a switch may change, and when it was written."""
-        return {
-            str(path): (path.stat().st_mtime_ns, path.read_bytes())
-            for path in pathlib.Path(self.root).rglob("*")
-            if path.is_file() and path.suffix != ".log"
-        }
 
 
 @pytest.fixture
 def host(supervisord, run_module, monkeypatch):
     monkeypatch.setattr(services, "kind_for_this_host", lambda: "supervisor")
+    monkeypatch.setattr(docker_api, "SOCKETS", ())
     with short_root() as root:
         yield Host(root, supervisord, run_module)
-
-
-def plan(port, argv, start_timeout_s=60, served_name="fake"):
-    """What the switch reads of a plan, and its argv for the definition."""
-    identity = json.dumps([port, argv, start_timeout_s]).encode()
-    return {
-        "name": "chat", "url": "http://127.0.0.1:%d" % port, "engine_port": port,
-        "engine": "llama_cpp", "engine_version": "1", "runtime": "native", "gpus": [],
-        "hash": hashlib.sha256(identity).hexdigest(),
-        "model": {"served_name": served_name, "chat_template": True},
-        "start_timeout_s": start_timeout_s, "memory": {"total_bytes": 123456789}, "argv": argv,
-    }
-
-
-def fake(*flags, port=None, **how):
-    port = port or free_port()
-    return plan(port, fake_engine(port, *flags), **how)
-
-
-def loading(**how):
-    """A plan whose engine never gets ready."""
-    return fake("--fault", "loading", **how)
-
-
-def healthy(url):
-    return get(url + "/health").status == 200
 
 
 # With the real engine ----------------------------------------------------------------------
@@ -310,34 +214,6 @@ def test_a_dead_engine_is_a_reason(host):
 
 
 # Runs that are killed, and runs beside each other -------------------------------------------
-
-
-@contextlib.contextmanager
-def other_run(host, wanted, main=endpoint_switch.main):
-    """The module in a process of its own."""
-    def task():
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        with patch_module_args(dict(host.params(wanted), _ansible_remote_tmp="/tmp")):
-            main()
-
-    process = FORK.Process(target=task)
-    process.start()
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.join(30)
-
-
-def starts(host, wanted):
-    """Whether the engine of a plan is there, ready or not."""
-    return wanted["hash"] in [one["plan"] for one in processes.engines(host.root).get("chat", [])]
-
-
-def guard_of(host):
-    """The process that stands beside the work, by what it wrote of itself."""
-    return json.loads((pathlib.Path(host.root) / "journal" / "endpoint-chat.run.json").read_text()
-                      )["pid"]
 
 
 def killed_while_it_waits(host, wanted):

@@ -118,7 +118,8 @@ def _lost(one: Container, ours: bool) -> Finding:
         "container-lost-gpu", _subject(one), found,
         "the GPUs that it was given %s" % _how(one),
         "look at the driver on the host (nvidia-smi -L, journalctl -k)" if ours else
-        "start it again (docker restart %s); to keep it from coming back, make it anew %s"
-        % (one["name"], PREVENTION),
+        "start it again (docker restart %s)%s" % (
+            one["name"], "; to keep it from coming back, make it anew %s" % PREVENTION
+            if one["by"] in BEHIND_ITS_BACK else ""),
         severity="error" if ours else "warning", evidence="image %s" % one["image"],
         needs_root=True, source=SOURCE)

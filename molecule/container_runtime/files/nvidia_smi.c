@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// nvidia-smi -L, as far as the NVML beside it tells. A file in /run, which a restart of its
-// container clears, stands for a device that the container was cut off from.
+// nvidia-smi -L, as far as the NVML beside it tells. A device node that may not be opened, and a file
+// in /run, which a restart of its container clears, are a device that the container was cut off from.
 #include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -22,7 +24,11 @@ int main(void) {
     handle_t by_index = (handle_t)dlsym(nvml, "nvmlDeviceGetHandleByIndex_v2");
     text_t name = (text_t)dlsym(nvml, "nvmlDeviceGetName");
     text_t uuid = (text_t)dlsym(nvml, "nvmlDeviceGetUUID");
-    if (access("/run/cut-off", F_OK) == 0 || init() || devices(&count)) {
+    int cut_off = access("/run/cut-off", F_OK) == 0;
+    // There is no such device; whether it may be opened the kernel says first.
+    if (open("/dev/nvidia9", O_RDONLY) < 0 && errno == EPERM)
+        cut_off = 1;
+    if (cut_off || init() || devices(&count)) {
         puts("Failed to initialize NVML: Unknown Error");
         return 255;
     }
