@@ -249,7 +249,8 @@ def main():
     params = module.params
     try:
         endpoint = Endpoint(params["root"], params["name"], params["manager"],
-                            params["supervisord"] or "", params["signatures"])
+                            params["supervisord"] or "", params["signatures"],
+                            [params["definition"], (params["trial"] or {}).get("definition")])
         result = _run(module, endpoint, params)
     except Busy as problem:
         module.fail_json(msg="%s; nothing was changed. Run again when it has ended." % problem)

@@ -56,7 +56,10 @@ removed:
 
 import contextlib
 import glob
+import json
 import os
+import re
+import shutil
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -64,10 +67,18 @@ from ansible.module_utils.firstlight import paths, services
 from ansible.module_utils.firstlight.transaction import Busy, Lock
 
 
+RECORD = re.compile(r"[0-9a-f]{64}\.json")
+
+
 def observe(root, manager):
-    """What is left that can go: ``{service, locks, folders}``."""
+    """What is left that can go: ``{service, records, caches, locks, folders}``."""
     inside = glob.escape(root)
+    records = sorted(path for path in glob.glob(os.path.join(inside, "canaries", "*.json"))
+                     if RECORD.fullmatch(os.path.basename(path)))
     return {
+        "records": records + sorted(glob.glob(os.path.join(
+            inside, "journal", "endpoint-*.run.json"))),
+        "caches": _caches(root, records),
         "service": services.manager(manager, root).left_over(),
         "locks": sorted(glob.glob(os.path.join(inside, "journal", "*.lock"))
                         + glob.glob(os.path.join(inside, "venvs", "*.lock"))),
@@ -79,9 +90,32 @@ def observe(root, manager):
     }
 
 
+def _caches(root, records):
+    """What engines compiled while the canary was tried; nothing outside our folder of caches."""
+    found = set()
+    for path in records:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            cache = json.loads(paths.read(path))["plan"]["cache"]
+            if os.path.dirname(cache) == os.path.join(root, "cache") and os.path.isdir(cache) \
+                    and not os.path.islink(cache):
+                found.add(cache)
+    return sorted(found)
+
+
+def left(found):
+    """What of it is removed whole, one line each."""
+    return (["folder %s" % path for path in found["caches"]]
+            + ["file %s" % path for path in found["records"]])
+
+
 def apply(root, manager, found):
     """End and remove what was found; says what went."""
-    removed = services.manager(manager, root).close_if_unused()
+    removed = services.manager(manager, root).close_if_unused() + left(found)
+    for path in found["caches"]:
+        shutil.rmtree(path)
+    for path in found["records"]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
     for file in found["locks"]:
         # Whoever holds it is at work: then it is not left over.
         with contextlib.suppress(Busy), Lock(file, wait_s=0) as lock:
@@ -108,7 +142,7 @@ def main():
     try:
         found = observe(root, manager)
         if module.check_mode:
-            removed = found["service"] + [
+            removed = found["service"] + left(found) + [
                 "directory %s" % folder for folder in found["folders"] if not os.listdir(folder)]
         else:
             removed = apply(root, manager, found)

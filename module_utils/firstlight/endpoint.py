@@ -13,10 +13,10 @@ import glob
 import json
 import os
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterable, List, Optional
 
 from . import docker_service, engine_log, passport, paths, placement, processes, services, smoke
-from .docker_service import Docker
+from .docker_service import NAMED, Docker
 from .findings import blocking, text
 from .http_client import get
 from .services import ServiceError
@@ -53,12 +53,16 @@ class Endpoint:
     :param manager: what keeps it running by the plan: ``systemd``, ``supervisor`` or ``docker``.
     :param supervisord: the executable to start where a supervisor is needed and none runs.
     :param signatures: rows of ``catalog/log_signatures.yml``.
+    :param coming: definitions that are to be followed; what is put back leaves their containers.
     """
 
     def __init__(self, root: str, name: str, manager: str, supervisord: str = "",
-                 signatures: Optional[List[Dict[str, Any]]] = None) -> None:
+                 signatures: Optional[List[Dict[str, Any]]] = None,
+                 coming: Iterable[Optional[str]] = ()) -> None:
         self.name, self.root = name, root
         self.signatures = signatures or []
+        self.coming = {match.group(1) for match in map(NAMED.search, filter(None, coming))
+                       if match}
         native = services.kind_for_this_host() if manager == Docker.KIND else manager
         self.services: List[Any] = [services.manager(native, root, supervisord)]
         self.docker = Docker(root)
@@ -205,7 +209,8 @@ class Endpoint:
             if answer.status == 200 and status["state"] in ("running", "starting") \
                     and self.listens(plan, status):
                 return dict(phases, ready_s=round(elapsed, 3))
-            if status["state"] == "failed":
+            # One that is started again at once may never be seen between its end and its start.
+            if status["state"] == "failed" or status.get("restarts"):
                 raise NotServing("The engine of %s died (%s)." % (self.name, status["detail"])
                                  + self.log_end(plan, mark))
             if elapsed > plan["start_timeout_s"]:
@@ -301,12 +306,15 @@ class Endpoint:
             self.way_in.follow()
         with contextlib.suppress(NotServing, *TROUBLE):
             if holder is not None and not (kept and self.serves(kept["plan"])):
+                # What its log has of earlier starts says nothing of this one.
+                mark = holder.log_mark(self.name)
                 holder.follow(self.name, anew=True)
                 if kept:
                     self.service = holder
-                    self.wait_until_ready(kept["plan"])
+                    self.wait_until_ready(kept["plan"], mark)
         with contextlib.suppress(*TROUBLE):
-            self.discard(waiting=False)
+            # What an earlier run had started this one may be about to start again.
+            self.discard(self.coming, waiting=False)
 
     def serves(self, plan: Plan) -> bool:
         """Whether the engine of this plan answers now."""
@@ -341,17 +349,19 @@ class Endpoint:
             with contextlib.suppress(OSError, ValueError, RecursionError):
                 one = json.loads(paths.read(file) or b"null")
                 if passport.is_whole(one, self.name):
-                    found.append(one)
-        return sorted(found, key=lambda one: str(one.get("written")), reverse=True)
+                    found.append((str(one.get("written")), os.stat(file).st_mtime_ns, one))
+        # Two of one second are told apart by when each was laid aside.
+        return [one for *_, one in sorted(found, key=lambda one: one[:2], reverse=True)]
 
     def generation_path(self, one: Passport, folder: str = "") -> str:
         """Where an older passport lies."""
         name = os.path.basename(str(one["plan"]["hash"]))[:12]
         return os.path.join(self.folder, "passports", folder, name + ".json")
 
-    def discard(self, waiting: bool = True) -> List[str]:
+    def discard(self, spared: Iterable[str] = (), waiting: bool = True) -> List[str]:
         """Remove its containers that no passport of it and no definition names.
 
+        :param spared: names of others that stay.
         :param waiting: also those that were made and not started yet.
         """
         if self.docker not in self.services:
@@ -359,7 +369,7 @@ class Endpoint:
         known = [self.passport(), *self.generations()]
         names = {one["service"].get("container") for one in known if one}
         return self.docker.discard(
-            self.name, {self.docker.wanted(self.name), *names} - {None}, waiting)
+            self.name, {self.docker.wanted(self.name), *names, *spared} - {None}, waiting)
 
 
 def _worked(pids: List[int]) -> float:

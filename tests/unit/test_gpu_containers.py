@@ -199,6 +199,19 @@ def test_what_nvml_gives_inside_is_held_against_what_was_given(docker, look, sta
         not gpus or gpus is None)
 
 
+@pytest.mark.parametrize(("said", "reason"), [
+    ("OCI runtime exec failed: exec: \"nvidia-smi\": executable file not found in $PATH: unknown",
+     "no nvidia-smi in it"), ("", "no nvidia-smi in it"),
+    ("OCI runtime exec failed: exec failed: error adding pid 1 to cgroups: unknown\n",
+     "OCI runtime exec failed: exec failed: error adding pid 1 to cgroups: unknown")])
+def test_why_nobody_could_ask_inside_is_told(docker, look, said, reason):
+    docker.run("one", host=CDI)
+    docker.inside["one"] = (126, said)
+    told = look(inside=True)
+    assert (told["containers"][0]["gpus"], told["containers"][0]["reason"]) == (None, reason)
+    assert told["findings"] == []
+
+
 def test_ours_is_started_again_and_asked_once_more(docker, look):
     docker.run("chat", host=HOOK, config=OURS)
     docker.run("theirs", host=HOOK)

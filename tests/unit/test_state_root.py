@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 
 import pytest
@@ -51,6 +52,27 @@ def test_what_is_not_ours_stays(clear, tmp_path, file):
     for manager in ("systemd", "supervisor"):
         clear(tmp_path, manager)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / file]
+
+
+def test_records_of_the_canary_go_with_what_was_compiled_for_it(clear, tmp_path):
+    root = tmp_path / "root"
+    for folder in ("canaries", "cache/vllm-1"):
+        (root / folder).mkdir(parents=True)
+    outside = tmp_path / "cache"
+    outside.mkdir()
+    (root / "cache" / "vllm-1" / "kernel").write_text("compiled")
+    for name, cache in (("a" * 64, root / "cache" / "vllm-1"), ("b" * 64, outside)):
+        (root / "canaries" / (name + ".json")).write_text(
+            json.dumps({"plan": {"cache": str(cache)}}))
+    (root / "canaries" / ("c" * 64 + ".json")).write_text("no JSON")
+    (root / "canaries" / "notes.json").write_text("{}")
+    told = clear(root, check=True)["removed"]
+    removed = clear(root)["removed"]
+    assert set(told) <= set(removed)
+    assert "folder %s" % (root / "cache" / "vllm-1") in removed
+    assert outside.is_dir(), "a record lies on the host, and may say anything"
+    assert [path.name for path in (root / "canaries").iterdir()] == ["notes.json"]
+    assert not (root / "cache").exists()
 
 
 def test_foreign_folders_stay_even_when_they_are_empty(clear, tmp_path):

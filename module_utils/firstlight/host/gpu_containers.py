@@ -90,7 +90,9 @@ def inside(api: Api, container: str) -> Dict[str, Any]:
         said, status = str(problem), NO_TOOL[1]
     found = UUID.findall(said)
     if status in NO_TOOL:
-        return {"gpus": None, "reason": "no nvidia-smi in it"}
+        there = "executable file not found" not in said and "no such file" not in said
+        return {"gpus": None, "reason": " ".join(said.split())[:300] if there and said.strip() else
+                "no nvidia-smi in it"}
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     wrong = [line for line in lines if not line.startswith(("GPU ", "MIG "))]
     if status or wrong or not found:

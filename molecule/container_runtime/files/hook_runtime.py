@@ -36,9 +36,8 @@ def hook(state):
     with open("/proc/%s/cgroup" % pid, encoding="utf-8") as file:
         group = "/sys/fs/cgroup/devices" + re.search(
             r"^\d+:devices:(.*)$", file.read(), re.MULTILINE).group(1)
-    for folder in (os.path.dirname(group), group):
-        with open(folder + "/devices.allow", "w", encoding="utf-8") as file:
-            file.write("c %s:* rw" % MAJOR)
+    with open(group + "/devices.allow", "w", encoding="utf-8") as file:
+        file.write("c %s:* rwm" % MAJOR)
     with open(os.path.join(state["bundle"], "config.json"), encoding="utf-8") as file:
         inside = json.load(file)["root"]["path"]
     node = os.path.join(state["bundle"], inside) + DEVICE
