@@ -66,7 +66,6 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.firstlight import paths, services
 from ansible.module_utils.firstlight.transaction import Busy, Lock
 
-
 RECORD = re.compile(r"[0-9a-f]{64}\.json")
 
 
@@ -96,7 +95,8 @@ def _caches(root, records):
     for path in records:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             cache = json.loads(paths.read(path))["plan"]["cache"]
-            if os.path.dirname(cache) == os.path.join(root, "cache") and os.path.isdir(cache) \
+            if os.path.normpath(cache) == cache and os.path.isdir(cache) \
+                    and os.path.dirname(cache) == os.path.join(root, "cache") \
                     and not os.path.islink(cache):
                 found.add(cache)
     return sorted(found)

@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import time
 from typing import Any, Callable, Dict, Optional
 
@@ -34,7 +33,8 @@ def watch(file: str, run: str, wait_s: Optional[float], work: Callable[[Report],
 
     :param file: where its state is kept, ``….run.json`` in the journal's folder.
     :param run: who asks. The same run finds the work that it began; another one finds it taken.
-    :param wait_s: seconds to watch; ``None``: until it ends.
+    :param wait_s: seconds to watch; ``None``: until it ends, and then nobody asks again. Else the
+        result stays for whoever asks again, as the first answer may not have come through.
     :param work: does it, and returns the result; given what to call with its progress.
     :param recover: puts back what a work that was killed left, and returns the result to give.
     :param limit_s: seconds after which the work is killed and what was before is put back.
@@ -50,16 +50,20 @@ def watch(file: str, run: str, wait_s: Optional[float], work: Callable[[Report],
             state = _begin(file, run, work, recover, limit_s)
     deadline = None if wait_s is None else time.monotonic() + wait_s
     while True:
+        lives = _alive(state)
+        # Read after that look: what they wrote last counts.
         state = _read(file) or state
+        if state["run"] != run:
+            raise Busy("this run's work has ended, and another run is at it (pid %d, since %s)" % (
+                state["pid"], state["since"]))
+        if state["result"] is None and not lives:
+            # Both were killed, and nobody else puts back what was.
+            state["result"] = recover()
+            _write(file, state)
         if state["result"] is not None:
-            _forget(file, run)
+            if wait_s is None:
+                _forget(file, run)
             return {"finished": True, "progress": state["progress"], "result": state["result"]}
-        if not _alive(state):
-            # Both were killed between two looks; what they had written last counts.
-            state = _read(file) or state
-            result = state["result"] if state["result"] is not None else recover()
-            _forget(file, run)
-            return {"finished": True, "progress": state["progress"], "result": result}
         if deadline is not None and time.monotonic() >= deadline:
             return {"finished": False, "progress": state["progress"]}
         time.sleep(POLL_S)
@@ -137,12 +141,14 @@ def _quietly(task: Callable[[], Any]) -> None:
 
 def _silence() -> None:
     """Let go of everything of the caller's: a connection ends when its last holder lets go."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # What the caller has in its buffers it writes itself.
     null = os.open(os.devnull, os.O_RDWR)
     for handle in (0, 1, 2):
         os.dup2(null, handle)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 4096 else 4096)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # of the listing itself
+                os.close(int(name))
     os.chdir("/")
     for one in (signal.SIGHUP, signal.SIGINT):
         signal.signal(one, signal.SIG_IGN)

@@ -96,7 +96,7 @@ class Endpoint:
     def observe(self) -> Found:
         """What is there now, as one dict."""
         service = self.holder() or self.service
-        definition = paths.read(self.service.files(self.name)[0])
+        definition = paths.read(service.files(self.name)[0])
         status = service.status(self.name)
         running = processes.engines(self.root).get(self.name, [])
         managed = [one["plan"] for one in running if one["pid"] == status["pid"]]

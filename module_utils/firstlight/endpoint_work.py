@@ -46,11 +46,12 @@ def reasons(params: Params, found: Found, endpoint: Endpoint) -> List[str]:
     """Why the endpoint has to be touched; empty when it is as wanted."""
     told = ["an earlier switch of it was ended in the middle"] if found["half_done"] else []
     if params["state"] == "absent":
-        if (found["definition"] is not None or found["pids"] or found["files"]
+        if (any(map(os.path.lexists, endpoint.definitions())) or found["pids"] or found["files"]
                 or found["containers"] or found["way_in"]):
             told.append("it is there and should not be")
         return told
     if params["state"] == "previous":
+        _older(endpoint)
         return told + ["what served before is asked for"]
     if params["state"] == "trial":
         return told + _untried(params, found, endpoint)
@@ -102,9 +103,15 @@ def _astray(endpoint: Endpoint, params: Params) -> List[str]:
 
 def diff(endpoint: Endpoint, params: Params, found: Found) -> Dict[str, str]:
     """The definition before and after."""
-    path = endpoint.service.files(endpoint.name)[0]
-    return {"before_header": path, "after_header": path, "before": found["definition"] or "",
-            "after": params["definition"] or ""}
+    before, wanted = found["definition"] or "", endpoint.service
+    after = {"present": params["definition"] or "", "absent": "", "trial": before}.get(
+        params["state"])
+    if after is None:
+        old = _older(endpoint)["service"]
+        wanted, after = endpoint.by_kind(old["manager"]), old["text"]
+    headers = [one.files(endpoint.name)[0] for one in (endpoint.holder() or wanted, wanted)]
+    return {"before_header": headers[0], "after_header": headers[1], "before": before,
+            "after": after}
 
 
 # To do it.
@@ -148,10 +155,12 @@ def _bring(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any]
 def _serve(endpoint: Endpoint, params: Params, found: Found, report: Report, plan: Plan,
            definition: str, way_in: Optional[Dict[str, Any]]) -> Dict[str, Any]:
     """Start, prove, and write the passport."""
+    before = found["passport"]
+    # After a canary, which took its place, there is nothing left to be beside.
     beside = (bool(plan.get("beside")) and endpoint.service is endpoint.docker
-              and endpoint.holder() is endpoint.docker
-              and bool(found["passport"])
-              and found["passport"]["plan"]["engine_port"] != plan["engine_port"])
+              and bool(before) and before["plan"]["engine_port"] != plan["engine_port"]
+              and endpoint.docker.wanted(endpoint.name) is not None
+              and endpoint.docker.wanted(endpoint.name) == before["service"].get("container"))
     started = endpoint.start(plan, definition, report, beside)
     report({"text": "proving"})
     verdict = endpoint.prove(plan, params["request_timeout_s"])
@@ -294,14 +303,21 @@ def _try(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any]:
 # Back a generation.
 
 
+def _older(endpoint: Endpoint) -> passport.Passport:
+    """The generation before this one.
+
+    :raises NotServing: there is none.
+    """
+    for one in endpoint.generations():
+        return one
+    raise NotServing("%s has no older generation to go back to in %s." % (
+        endpoint.name, os.path.join(endpoint.folder, "passports")))
+
+
 def _go_back(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any]:
     with endpoint.journal() as change:
         found = endpoint.observe()
-        older = endpoint.generations()
-        if not older:
-            raise NotServing("%s has no older generation to go back to in %s." % (
-                endpoint.name, os.path.join(endpoint.folder, "passports")))
-        old = older[0]
+        old = _older(endpoint)
         endpoint.service = endpoint.by_kind(old["service"]["manager"])
         _snapshot(endpoint, change)
         gone = endpoint.generation_path(old)
@@ -378,13 +394,16 @@ def _clear(endpoint: Endpoint, plans: List[Plan], spared: Set[str]) -> List[str]
             left.add(one)
             if one.startswith("/"):
                 # A passport lies on the host: nothing outside our two folders is removed for it.
-                if os.path.dirname(one) in (os.path.join(endpoint.root, "cache"),
-                                            os.path.join(endpoint.root, "venvs")) \
+                if os.path.normpath(one) == one and os.path.dirname(one) in (
+                        os.path.join(endpoint.root, "cache"),
+                        os.path.join(endpoint.root, "venvs")) \
                         and os.path.isdir(one) and not os.path.islink(one):
                     shutil.rmtree(one)
                     removed.append("folder %s" % one)
             # An image that the user named is the user's.
-            elif not (plan.get("asked") or {}).get("image") and endpoint.docker.discard_image(one):
+            elif (endpoint.docker in endpoint.services
+                    and not (plan.get("asked") or {}).get("image")
+                    and endpoint.docker.discard_image(one)):
                 removed.append("image %s" % one)
     return removed
 

@@ -34,6 +34,8 @@ BACKOFF_S = 0.1
 # A container gets this long to end by itself, whatever the stop allows.
 GRACE_S = 2.0
 ALIVE = ("running", "restarting", "paused")
+NOT_THERE = ('OCI runtime exec failed: exec failed: unable to start container process: exec: '
+             '"nvidia-smi": executable file not found in $PATH: unknown')
 
 
 class Docker:
@@ -208,7 +210,7 @@ class Docker:
         return 204, b""
 
     def _exec(self, method, words, name, what):
-        status, text = self.inside.get(name, (127, "no nvidia-smi"))
+        status, text = self.inside.get(name, (127, NOT_THERE))
         if what == "json":
             return 200, {"ExitCode": status}
         return 200, _frame(text.encode())

@@ -90,7 +90,8 @@ def test_how_a_container_was_given_its_gpus_is_told(docker, look, given, config,
     assert told["cgroup_driver"] == "systemd"
     assert [(one["id"], one["name"], one["image"], one["by"], one["names"], one["endpoint"])
             for one in told["containers"]] == [(identity, "one", "example", by, names, None)]
-    assert told["threatened"] == (["one"] if by in ("hook", "runtime") else [])
+    # Systemd lists none of the driver's devices.
+    assert told["threatened"] == ([] if by == "privileged" else ["one"])
 
 
 @pytest.mark.parametrize(("given", "config"), [
@@ -112,13 +113,15 @@ def test_without_a_daemon_there_are_none(docker, look):
 
 
 @pytest.mark.parametrize(("show", "driver", "threatened"), [
-    (WITHOUT, "systemd", True), (WITH, "systemd", False), (WITHOUT, "cgroupfs", False),
-    ("LoadState=not-found\n", "systemd", True), (STRICT % "char-nvidia rw", "systemd", False),
-    ("LoadState=loaded\nDevicePolicy=auto\nDeviceAllow=\n", "systemd", False)])
+    (WITHOUT, "systemd", ["hooked", "named"]), (WITH, "systemd", []), (WITHOUT, "cgroupfs", []),
+    # Where it cannot be asked, how it was given decides.
+    ("LoadState=not-found\n", "systemd", ["hooked"]), (STRICT % "char-nvidia rw", "systemd", []),
+    ("LoadState=loaded\nDevicePolicy=auto\nDeviceAllow=\n", "systemd", [])])
 def test_systemd_forgets_what_it_does_not_list(docker, look, systemd, show, driver, threatened):
     systemd["show"], docker.driver = show, driver
-    docker.run("one", host=HOOK)
-    assert bool(look()["threatened"]) is threatened
+    docker.run("hooked", host=HOOK)
+    docker.run("named", host=CDI)
+    assert look()["threatened"] == threatened
 
 
 def test_a_reload_that_nothing_needs_is_none(docker, systemd):

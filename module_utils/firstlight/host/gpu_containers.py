@@ -150,11 +150,10 @@ def _given(host: Dict[str, Any], env: List[str]) -> Any:
 def _ask_systemd(containers: List[Container]) -> None:
     """Whether the unit of each container lists the driver's devices.
 
-    A device that the toolkit's hook let in behind systemd's back is not listed, and is lost when
-    systemd applies its list again.
+    A device that was let in behind systemd's back is not listed, and is lost when systemd applies
+    its list again.
     """
-    asked = [one for one in containers if one["by"] in ("hook", "runtime")]
-    for one in asked:
+    for one in containers:
         unit = "docker-%s.scope" % one["id"]
         ran = run(["systemctl", "show", "--property=LoadState,DevicePolicy,DeviceAllow", unit])
         if ran.ok and "LoadState=loaded" in ran.stdout:

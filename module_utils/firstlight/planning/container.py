@@ -113,8 +113,10 @@ def _needed(path: str, model: Dict[str, Any]) -> List[str]:
     """Folders that the model lies in: a file of a hub's snapshot is a link out of its folder."""
     folder = path if model["format"] == "safetensors" else posixpath.dirname(path)
     parts = folder.split("/")
-    if "snapshots" in parts:
-        return ["/".join(parts[:parts.index("snapshots")])]
+    for at, part in enumerate(parts):
+        # Any other folder may be called so too.
+        if part == "snapshots" and parts[at - 1].startswith("models--"):
+            return ["/".join(parts[:at])]
     return [folder]
 
 
@@ -175,9 +177,9 @@ def _compose(plan: Plan, made: Dict[str, Any]) -> Dict[str, Any]:
     service: Dict[str, Any] = {
         "container_name": made["name"],
         "image": made["image"],
-        "entrypoint": [_literal(one) for one in made["entrypoint"]],
-        "command": [_literal(one) for one in made["command"]],
-        "environment": {key: _literal(value) for key, value in made["env"].items()},
+        "entrypoint": made["entrypoint"],
+        "command": made["command"],
+        "environment": made["env"],
         "labels": made["labels"],
         "init": made["init"],
         "ports": made["published_ports"],
@@ -203,14 +205,18 @@ def _compose(plan: Plan, made: Dict[str, Any]) -> Dict[str, Any]:
              "capabilities": one["capabilities"][0]} for one in made["device_requests"]]}}}
     return {
         "name": "firstlight-" + plan["name"],
-        "services": {plan["name"]: service},
+        "services": {plan["name"]: _literal(service)},
         "networks": {NETWORK: {"external": True}},
     }
 
 
-def _literal(text: str) -> str:
-    """A text in which Compose puts no variable."""
-    return text.replace("$", "$$")
+def _literal(value: Any) -> Any:
+    """The same with texts in which Compose puts no variable."""
+    if isinstance(value, dict):
+        return {key: _literal(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_literal(one) for one in value]
+    return value.replace("$", "$$") if isinstance(value, str) else value
 
 
 # What there is against what is wanted.

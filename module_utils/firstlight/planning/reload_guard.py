@@ -3,7 +3,8 @@
 
 The toolkit's hook lets a container use a GPU behind systemd's back. At a daemon-reload systemd
 applies its own list of devices again, and NVML fails in that container from then on, until it is
-started again.
+started again. An older runc (seen with 1.1.5) does not tell systemd of devices that are named
+either, where they have no links in /dev/char; so what systemd lists counts, where it was asked.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ SOURCE = ("https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/lat
           "troubleshooting.html")
 BEHIND_ITS_BACK = ("hook", "runtime")
 PREVENTION = ("by CDI (device nvidia.com/gpu=...), or with every /dev/nvidia* that it uses as "
-              "--device, or with the daemon's cgroup driver cgroupfs")
+              "--device, after nvidia-ctk system create-dev-char-symlinks --create-all; or have "
+              "the daemon keep the groups itself (cgroup driver cgroupfs)")
 GO, REPAIR, POSTPONE = "go", "repair", "postpone"
 """Decisions: nobody loses anything; go on and start those of ``repair`` again; do not."""
 
@@ -31,7 +33,8 @@ def threatened(containers: Iterable[Container], cgroup_driver: Optional[str]) ->
     """
     if cgroup_driver != "systemd":
         return []
-    return [one for one in containers if one["by"] in BEHIND_ITS_BACK and not one["allowed"]]
+    return [one for one in containers if one["by"] != "privileged" and (
+        one["allowed"] is False or (one["allowed"] is None and one["by"] in BEHIND_ITS_BACK))]
 
 
 def guard(containers: List[Container], cgroup_driver: Optional[str], consent: bool = False,
@@ -94,8 +97,8 @@ def _how(one: Container) -> str:
 def _foreign(one: Container) -> Finding:
     return finding(
         "container-would-lose-gpu", _subject(one),
-        "it has its GPU %s, behind systemd's back: NVML would fail in it after the daemon-reload "
-        "that is needed here" % _how(one),
+        "it has its GPU %s, and systemd does not know of that: NVML would fail in it after the "
+        "daemon-reload that is needed here" % _how(one),
         "a container that keeps its GPU",
         "make it anew %s; or set container_runtime_consent: true for one run: it is started again"
         % PREVENTION, evidence="image %s" % one["image"], needs_root=True, source=SOURCE)
@@ -120,6 +123,6 @@ def _lost(one: Container, ours: bool) -> Finding:
         "look at the driver on the host (nvidia-smi -L, journalctl -k)" if ours else
         "start it again (docker restart %s)%s" % (
             one["name"], "; to keep it from coming back, make it anew %s" % PREVENTION
-            if one["by"] in BEHIND_ITS_BACK else ""),
+            if one["allowed"] is not True and one["by"] != "privileged" else ""),
         severity="error" if ours else "warning", evidence="image %s" % one["image"],
         needs_root=True, source=SOURCE)

@@ -52,8 +52,8 @@ def container(host, passport):
 
 def asked(host, url, *more):
     """Status and body of a request."""
-    said = host.check_output("curl -s -k --max-time 60 -w '\n%%{http_code}' %s " % " ".join(
-        "%s" for _ in (url, *more)), url, *more)
+    said = host.check_output("curl -s -k --max-time 60 -w '\\n%%{http_code}' "
+                             + " ".join("%s" for _ in (url, *more)), url, *more)
     body, _, status = said.rpartition("\n")
     return int(status), body
 
