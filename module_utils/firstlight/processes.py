@@ -2,7 +2,9 @@
 """Who runs on this host: holders of ports, and the processes of our own endpoints.
 
 Every engine of ours carries ``FIRSTLIGHT_ROOT``, ``FIRSTLIGHT_ENDPOINT`` and ``FIRSTLIGHT_PLAN``
-in its environment, so it is known for ours even when whatever started it is gone. A way in carries
+in its environment, so it is known for ours even when whatever started it is gone. What writes its
+title over its environment, as vLLM's EngineCore does, is known by its parent or by its process
+group, in which vLLM's resource tracker stays as long as it does. A way in carries
 ``FIRSTLIGHT_ROOT`` and ``FIRSTLIGHT_WAY_IN``, and is no engine.
 """
 
@@ -66,13 +68,38 @@ def holders(ports: Iterable[int], proc: str = "/proc") -> Dict[int, Dict[str, An
 
 def engines(root: str, proc: str = "/proc") -> Dict[str, List[Dict[str, Any]]]:
     """Processes of our endpoints under this root: name to ``[{pid, plan}]``."""
-    found: Dict[str, List[Dict[str, Any]]] = {}
+    ours: Dict[int, Dict[str, str]] = {}
+    untold = []
     for pid in _pids(proc):
-        ours = _markers(proc, pid)
-        if ours.get("FIRSTLIGHT_ROOT") == root and "FIRSTLIGHT_ENDPOINT" in ours:
-            found.setdefault(ours["FIRSTLIGHT_ENDPOINT"], []).append(
-                {"pid": pid, "plan": ours.get("FIRSTLIGHT_PLAN", "")}
-            )
+        environment = _read(proc, pid, "environ")
+        markers = _markers_in(proc, pid, environment)
+        if markers.get("FIRSTLIGHT_ROOT") == root and "FIRSTLIGHT_ENDPOINT" in markers:
+            ours[pid] = markers
+        elif environment and b"=" not in environment:
+            untold.append(pid)
+    ours.update(_by_kin(ours, untold, proc))
+    found: Dict[str, List[Dict[str, Any]]] = {}
+    for pid, markers in ours.items():
+        found.setdefault(markers["FIRSTLIGHT_ENDPOINT"], []).append(
+            {"pid": pid, "plan": markers.get("FIRSTLIGHT_PLAN", "")}
+        )
+    return found
+
+
+def _by_kin(ours: Dict[int, Dict[str, str]], untold: List[int],
+            proc: str) -> Dict[int, Dict[str, str]]:
+    """The markers of processes whose environment says nothing: their parent's, or their group's."""
+    stats = {pid: _stat(proc, pid) for pid in [*ours, *untold]}
+    groups = {stats[pid][2]: markers for pid, markers in ours.items() if stats[pid]}
+    found = {}
+    for pid in untold:
+        kin, seen = pid, {0}
+        while kin not in ours and kin not in seen and stats.get(kin):
+            seen.add(kin)
+            kin = int(stats[kin][1])
+        markers = ours.get(kin) or groups.get(stats[pid][2] if stats[pid] else "")
+        if markers:
+            found[pid] = markers
     return found
 
 
@@ -253,7 +280,10 @@ def _is_elsewhere(proc: str, pid: int) -> bool:
 
 
 def _markers(proc: str, pid: int) -> Dict[str, str]:
-    content = _read(proc, pid, "environ")
+    return _markers_in(proc, pid, _read(proc, pid, "environ"))
+
+
+def _markers_in(proc: str, pid: int, content: bytes) -> Dict[str, str]:
     if not any(name in content for name in (b"FIRSTLIGHT_ENDPOINT=", b"FIRSTLIGHT_WAY_IN=")) \
             or _is_elsewhere(proc, pid):
         return {}

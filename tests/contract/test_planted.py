@@ -128,7 +128,7 @@ PLANTS = [
      "smoke_inference: found no endpoints, wanted this required option"),
     ("our_modules_get_real_options",
      change("roles/inference_endpoint/tasks/teardown.yml", "state: absent", "state: gone"),
-     "value of state must be one of: present, absent, got: gone"),
+     "value of state must be one of: present, absent, trial, previous, got: gone"),
     ("our_modules_get_real_options",
      change("playbooks/teardown.yml", "  tasks:",
             "  module_defaults:\n    gpu_facts: {rot: /x}\n  tasks:"),

@@ -132,7 +132,7 @@ def test_the_second_run_changes_nothing_and_checks_again(demo, remote_calls):
     assert status == 0, output
     remote_calls.expect(role={
         "deployment_plan": 2, "linker_cache": 1, "toolbelt": 1, "host_health": 1,
-        "inference_endpoint": 4, "endpoint_smoke": 1})
+        "endpoint_smoke": 1})
     assert recap(output)["changed"] == 0
     assert (demo.pids(), demo.file("passport.json").read_bytes()) == before
     assert demo.file("last_check.json").stat().st_mtime_ns > checked

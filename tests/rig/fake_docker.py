@@ -86,7 +86,9 @@ class Docker:
         return one
 
     def say(self, method, path, *answers):
-        """Have the next requests of that kind answered so: ``(status, object)``, HANG or DROP.
+        """Have the next requests of that kind answered so.
+
+        An answer is ``(status, object)``, HANG, DROP, or bytes that are sent as they are.
 
         :param path: a regular expression for all of it.
         """
@@ -377,6 +379,10 @@ class _Server:
                 if answer is HANG:
                     self.server.closing.wait(60)
                 if answer in (HANG, DROP):
+                    self.close_connection = True
+                    return
+                if isinstance(answer, bytes):
+                    self.wfile.write(answer)
                     self.close_connection = True
                     return
                 status, said = answer

@@ -76,18 +76,18 @@ def test_settings_hold_afterwards_and_what_others_have_stays(now, needs, default
     wanted = docker_settings.changes(now, needs, defaults, driver, [])
     merged = docker_settings.merge(now, wanted)
     for key, value in needs.items():
-        if isinstance(value, dict) and isinstance(now.get(key) or {}, dict):
-            assert all(merged[key][inner] == one for inner, one in value.items()
+        if isinstance(value, dict):
+            assert all((merged.get(key) or {})[inner] == one for inner, one in value.items()
                        if one is not None)
         elif value is not None:
             assert merged[key] == value
     changed = {one.key for one in wanted}
     for key, value in now.items():
-        if isinstance(value, dict) and value and key not in changed:
-            assert all(merged[key][inner] == one for inner, one in value.items()
-                       if "%s.%s" % (key, inner) not in changed)
-        elif key not in changed:
-            assert merged[key] == value
+        if isinstance(value, dict):
+            assert key in changed or all(merged[key][inner] == one for inner, one in value.items()
+                                         if "%s.%s" % (key, inner) not in changed)
+        elif value is not None:  # null says nothing
+            assert key in changed or merged[key] == value
     # A default never changes what is there, and what holds is not changed again.
     assert all(one.needed or one.before is None for one in wanted)
     assert [one for one in docker_settings.changes(merged, needs, defaults, driver, [])

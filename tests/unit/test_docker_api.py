@@ -73,6 +73,8 @@ def test_the_socket_that_is_there_is_taken(docker, monkeypatch):
 
 @pytest.mark.parametrize(("answer", "says"), [
     (DROP, "closed connection without response"), (HANG, "timed out"),
+    (b"nonsense\r\n\r\n", "nonsense"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "no JSON"),
     ((200, b"<html>"), "no JSON"), ((200, b"[" * 100000), "no JSON")])
 def test_what_is_no_answer_is_one_kind_of_error(docker, answer, says):
     docker.say("GET", "/info", answer)

@@ -45,6 +45,23 @@ signal.signal(signal.SIGTERM, replace)
 print("ready", flush=True)
 time.sleep(600)
 """
+# What setproctitle does to make room for a title.
+FORGETS = """
+import ctypes, time
+fields = open("/proc/self/stat").read().rpartition(")")[2].split()
+start, end = int(fields[47]), int(fields[48])
+ctypes.memset(start, 0, end - start)
+print("ready", flush=True)
+time.sleep(600)
+"""
+# As vLLM is: a server, a tracker of its resources, and an engine with a title of its own.
+HAS_ONE_THAT_FORGETS = """
+import os, subprocess, sys, time
+os.setsid()
+tracker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+engine = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+time.sleep(600)
+"""
 
 
 @pytest.fixture
@@ -191,6 +208,26 @@ def test_end_ends_what_was_started_in_answer_to_sigterm(root):
         ended = processes.end(root, "chat", grace_s=1)
         assert pids(root) == []
         assert first.pid in ended
+
+
+def test_an_engine_that_wrote_over_its_environment_is_known_by_its_kin(root):
+    with engine(root, HAS_ONE_THAT_FORGETS, FORGETS) as (server, said):
+        assert said == "ready"
+        was = set(pids(root))
+        assert len(was) == 3, "the server, its tracker and its engine"
+        assert {one["plan"] for one in processes.engines(root)["chat"]} == {"abc"}
+        server.kill()
+        server.wait(30)
+        left = was - {server.pid}
+        assert set(pids(root)) == left, "without the server it is known by its group"
+        assert set(processes.end(root, "chat")) == left
+        assert not any(map(processes.is_alive, left))
+
+
+def test_what_wrote_over_its_environment_and_is_nobodys_kin_is_not_ours(root):
+    with engine(root, FORGETS) as (_, said):
+        assert said == "ready"
+        assert pids(root) == []
 
 
 def test_end_without_anything_to_end(root):

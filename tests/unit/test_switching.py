@@ -60,7 +60,8 @@ def test_what_nobody_can_see_is_no_reason():
 def test_devices_without_a_name_cannot_be_missed():
     """As on a Jetson, whose nvidia-smi knows no UUID of the kind that others have."""
     plan = {**PLAN, "gpus": ["54d0709b-1ff4-5e3b-9b9e-000000000000"]}
-    assert due(there(gpus_seen=[]), plan=plan) == []
+    for seen in ([], [uuid(0)]):
+        assert due(there(gpus_seen=seen), plan=plan) == []
     assert due(there(gpus_seen=[]), plan={**PLAN, "gpus": []}) == []
 
 

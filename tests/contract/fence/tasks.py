@@ -29,8 +29,12 @@ def assigned_names_are_private(tree):
     return wrong
 
 
+# A word of Ansible's own: which Python runs a module, of a task alone.
+ANSIBLES = {"ansible_python_interpreter"}
+
+
 def _private(name, prefix):
-    return str(name).startswith(prefix) or name == prefix.rstrip("_")
+    return (str(name).startswith(prefix) or name == prefix.rstrip("_") or name in ANSIBLES)
 
 
 def _public(where, how, name, prefix):
