@@ -83,6 +83,12 @@ options:
     type: list
     elements: str
     default: []
+  consent:
+    description:
+      - Whether containers of others may be started again, where systemd has to read its units anew
+        and they would lose their GPUs by that.
+    type: bool
+    default: false
   request_timeout_s:
     description: Seconds allowed for one request of the proof.
     type: float
@@ -239,6 +245,7 @@ def main():
             "signatures": {"type": "list", "elements": "dict", "default": []},
             "keep": {"type": "int", "default": 2},
             "spared": {"type": "list", "elements": "str", "default": []},
+            "consent": {"type": "bool", "default": False},
             "request_timeout_s": {"type": "float", "default": 120.0},
             "run": {"type": "str", "default": ""},
             "wait_s": {"type": "float", "default": 20.0},
@@ -249,7 +256,7 @@ def main():
     params = module.params
     try:
         endpoint = Endpoint(params["root"], params["name"], params["manager"],
-                            params["supervisord"] or "", params["signatures"],
+                            params["supervisord"] or "", params["signatures"], params["consent"],
                             [params["definition"], (params["trial"] or {}).get("definition")])
         result = _run(module, endpoint, params)
     except Busy as problem:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
 from . import docker_api, paths
 from .docker_api import Api, Away, Refused, quoted
 from .planning.container import NETWORK
+from .planning.container_runtime import without_tag
 from .services import ServiceError
 
 ENDPOINT, ROOT, PLAN = "firstlight.endpoint", "firstlight.root", "firstlight.plan"
@@ -26,6 +28,7 @@ NAMED = re.compile(r"^    container_name: \"?([a-z0-9][a-z0-9-]*)\"?$", re.MULTI
 STOP_SECONDS = 30
 # A daemon that is started again in the middle of a switch comes back within this time.
 PATIENCE_S = 90.0
+CONNECT_S = 5.0
 STATES = {"running": "running", "restarting": "failed", "exited": "failed", "dead": "failed",
           "created": "stopped", "paused": "stopped", "removing": "stopped"}
 # What holds memory and a port, or may take them again at any moment.
@@ -34,9 +37,23 @@ ALIVE = ("running", "restarting", "paused")
 Container = Dict[str, Any]
 
 
-def has_docker() -> bool:
-    """Whether a daemon's socket is there."""
+def has_socket() -> bool:
+    """Whether there is a daemon's socket, whoever listens."""
     return docker_api.socket_path() is not None
+
+
+def has_docker() -> bool:
+    """Whether a daemon listens that this user may ask; a socket alone may be left over."""
+    path = docker_api.socket_path()
+    if path is None:
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as tried:
+            tried.settimeout(CONNECT_S)
+            tried.connect(path)
+    except OSError:
+        return False
+    return True
 
 
 class Docker:
@@ -131,16 +148,23 @@ class Docker:
         :param anew: end it first where it runs.
         :raises ServiceError: as :meth:`ours`, and where it is not there.
         """
-        container = self.wanted(name)
-        found = self.inspect(container) if container else None
-        if container is None or found is None:
-            raise ServiceError("The container %s of %s is not there: run site.yml, which makes it."
-                              % (container, name))
-        state = found["State"]["Status"]
+        found = self.made(name, self.wanted(name))
+        container, state = found["Name"].lstrip("/"), found["State"]["Status"]
         if state in ("restarting", "paused") or (anew and state == "running"):
             self._stop(container)
         # It answers 304 where the container runs.
         self._patiently(lambda: self._api.post("/containers/%s/start" % quoted(container)))
+
+    def made(self, name: str, container: Optional[str]) -> Container:
+        """The container, which was made before.
+
+        :raises ServiceError: as :meth:`ours`, and where it is not there.
+        """
+        found = self.inspect(container) if container else None
+        if found is None:
+            raise ServiceError("The container %s of %s is not there: run site.yml, which makes it."
+                              % (container, name))
+        return found
 
     def stop_others(self, name: str) -> None:
         """Stop every container of the endpoint but the one that the definition names.
@@ -201,7 +225,7 @@ class Docker:
         :raises ServiceError: as :meth:`ours`.
         """
         try:
-            self._patiently(lambda: self._api.delete("/images/%s" % quoted(image)))
+            self._patiently(lambda: self._api.delete("/images/%s" % quoted(without_tag(image))))
         except ServiceError as problem:
             if isinstance(problem.__cause__, Refused) and problem.__cause__.status in (404, 409):
                 return False

@@ -53,21 +53,24 @@ class Endpoint:
     :param manager: what keeps it running by the plan: ``systemd``, ``supervisor`` or ``docker``.
     :param supervisord: the executable to start where a supervisor is needed and none runs.
     :param signatures: rows of ``catalog/log_signatures.yml``.
+    :param consent: whether containers of others may be started again for it.
     :param coming: definitions that are to be followed; what is put back leaves their containers.
     """
 
     def __init__(self, root: str, name: str, manager: str, supervisord: str = "",
                  signatures: Optional[List[Dict[str, Any]]] = None,
-                 coming: Iterable[Optional[str]] = ()) -> None:
+                 consent: bool = False, coming: Iterable[Optional[str]] = ()) -> None:
         self.name, self.root = name, root
         self.signatures = signatures or []
         self.coming = {match.group(1) for match in map(NAMED.search, filter(None, coming))
                        if match}
         native = services.kind_for_this_host() if manager == Docker.KIND else manager
-        self.services: List[Any] = [services.manager(native, root, supervisord)]
+        self.services: List[Any] = [services.manager(native, root, supervisord, consent)]
         self.docker = Docker(root)
-        # Without a daemon there is nothing that could run, and nothing to ask.
-        if manager == Docker.KIND or docker_service.has_docker():
+        # Without a daemon there is nothing that could run, and nothing to ask: what is natively
+        # kept needs none. What has a container waits for its daemon.
+        if (manager == Docker.KIND or os.path.exists(self.docker.files(name)[0])
+                or docker_service.has_docker()):
             self.services.append(self.docker)
         self.service = self.by_kind(manager)
         self.way_in = WayIn(native, root, name, supervisord)
@@ -117,7 +120,8 @@ class Endpoint:
 
     def containers(self) -> List[str]:
         """The names of its containers, running or not."""
-        if self.docker not in self.services:
+        # A host that is to get a daemon has none yet.
+        if self.docker not in self.services or not docker_service.has_socket():
             return []
         return sorted(one["Names"][0].lstrip("/") for one in self.docker.ours(self.name))
 
@@ -140,7 +144,8 @@ class Endpoint:
     def hangs(self, found: Found) -> bool:
         """Whether an engine that had its time to start gives no answer and does no work.
 
-        A busy engine may keep ``/health`` waiting too, but it uses its processor.
+        A busy engine may keep ``/health`` waiting too, but it uses its processor. One that its
+        manager had to start again had its time.
         """
         wanted, pids = found["passport"]["plan"], found["pids"]
         worked = _worked(pids)
@@ -149,6 +154,8 @@ class Endpoint:
             if get(wanted["url"] + "/health", timeout_s=HANG_SECONDS).status:
                 return False
             time.sleep(0.2)
+        if found["status"].get("restarts"):
+            return True
         age = processes.age_seconds(found["status"]["pid"] or 0)
         return (age is not None and age > wanted["start_timeout_s"]
                 and _worked(pids) == worked)
@@ -162,6 +169,10 @@ class Endpoint:
         :returns: the seconds of each phase, and the log so far.
         :raises NotServing: when it does not get ready; with the reason.
         """
+        named = NAMED.search(definition)
+        if self.service is self.docker and named:
+            # Said before what serves is ended.
+            self.docker.made(self.name, named.group(1))
         if not beside:
             self.end()
         os.makedirs(self.folder, exist_ok=True)

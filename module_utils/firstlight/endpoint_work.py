@@ -80,7 +80,8 @@ def engine_reasons(params: Params, found: Found, endpoint: Endpoint) -> List[str
         told.append("its engine is %s%s" % (
             found["status"]["state"], _in_brackets(found["status"]["detail"], params)))
     elif not told and endpoint.hangs(found):
-        told.append("its engine hangs: no answer and no work for %d s" % HANG_SECONDS)
+        told.append("its engine hangs: no answer and no work for %d s%s" % (
+            HANG_SECONDS, _in_brackets(found["status"]["detail"], params)))
     elif not told:
         told += _astray(endpoint, params)
     return told
@@ -137,6 +138,7 @@ def _bring(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any]
         _snapshot(endpoint, change)
         if not engine_reasons(params, found, endpoint):
             _bring_way_in(endpoint, plan, params["way_in"])
+            _note_way_in(endpoint, found["passport"], plan, params["way_in"])
             return {"recovered": change.recovered, "reasons": told}
         _write_supervisor_config(endpoint, params["supervisor_config"])
         if params["way_in"]:
@@ -197,6 +199,15 @@ def _bring_way_in(endpoint: Endpoint, plan: Plan, wanted: Optional[Dict[str, Any
     wrong = blocking(endpoint.way_in.prove(plan))
     if wrong:
         raise NotServing("The way in to %s is not right:\n%s" % (endpoint.name, text(wrong)))
+
+
+def _note_way_in(endpoint: Endpoint, kept: passport.Passport, plan: Plan,
+                 wanted: Optional[Dict[str, Any]]) -> None:
+    """The passport tells the certificate that clients see, a new one included."""
+    noted = endpoint.way_in.of_a_passport(dict(wanted, plan=plan)) if wanted else None
+    if kept["service"].get("way_in") != noted:
+        passport.write_json(endpoint.passport_path, dict(
+            kept, service=dict(kept["service"], way_in=noted)))
 
 
 def _write_supervisor_config(endpoint: Endpoint, config: Optional[str]) -> None:
@@ -327,6 +338,8 @@ def _go_back(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, An
         way_in = endpoint.way_in.from_a_passport(old["service"].get("way_in"))
         if way_in is None:
             endpoint.way_in.remove()
+        else:
+            endpoint.way_in.check(way_in)
         # It ran on the devices that it has; whether there is room beside is not known here.
         verdict = _serve(endpoint, params, found, report, dict(old["plan"], beside=False),
                          old["service"]["text"], way_in)
@@ -432,9 +445,8 @@ def _remove(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any
         endpoint.end()
         for one in endpoint.services:
             one.follow(endpoint.name)
-        with contextlib.suppress(ServiceError):
-            if endpoint.docker in endpoint.services:
-                endpoint.docker.discard(endpoint.name, [])
+        if endpoint.docker in endpoint.services:
+            endpoint.docker.discard(endpoint.name, [])
         processes.end(endpoint.root, endpoint.name)
         paths.remove(endpoint.files(), endpoint.folder, "passports/undone", "passports")
         change.forget_lock()

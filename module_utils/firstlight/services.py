@@ -17,7 +17,7 @@ import time
 import xmlrpc.client
 from typing import Any, Dict, List, Optional
 
-from . import paths, processes
+from . import paths, processes, reload
 from .docker_api import UnixConnection
 from .planning import way_in
 from .runner import Ran, run
@@ -40,8 +40,8 @@ class Systemd:
     KIND = "systemd"
     FOLDER = "/etc/systemd/system"
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, consent: bool = False) -> None:
+        self.root, self._consent = root, consent
 
     def files(self, name: str) -> List[str]:
         """The definition and the link that enables it at boot."""
@@ -87,7 +87,7 @@ class Systemd:
         there = os.path.exists(self.files(name)[0])
         if not there:
             self._must(run(["systemctl", "stop", unit], timeout_s=120), missing_ok=True)
-        self._must(run(["systemctl", "daemon-reload"], timeout_s=60))
+        self._read_anew(unit)
         if there:
             self._must(run(["systemctl", "stop", unit], timeout_s=120))
             processes.end(self.root, name)
@@ -96,6 +96,18 @@ class Systemd:
         else:
             run(["systemctl", "reset-failed", unit])
             processes.end(self.root, name)
+
+    def _read_anew(self, unit: str) -> None:
+        """Have systemd read a unit that changed; containers that have GPUs keep them.
+
+        :raises ServiceError: it refuses, or others' containers would lose theirs.
+        """
+        try:
+            ran = reload.daemon_reload([unit], self._consent).ran
+        except reload.Threatened as problem:
+            raise ServiceError(str(problem)) from problem
+        if ran is not None:
+            self._must(ran)
 
     def reload(self, name: str) -> None:
         """Have a service that runs take its files anew; what it is at goes on."""
@@ -299,10 +311,14 @@ class Supervisor:
         return proxy.supervisor
 
 
-def manager(kind: str, root: str, supervisord: str = "") -> Any:
-    """The service manager by its name, ``systemd`` or ``supervisor``."""
+def manager(kind: str, root: str, supervisord: str = "", consent: bool = False) -> Any:
+    """The service manager by its name, ``systemd`` or ``supervisor``.
+
+    :param consent: whether containers of others may be started again where a daemon-reload takes
+        their GPUs from them.
+    """
     if kind == "systemd":
-        return Systemd(root)
+        return Systemd(root, consent)
     return Supervisor(root, supervisord)
 
 

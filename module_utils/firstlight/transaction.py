@@ -326,8 +326,8 @@ def _put_back(entry: Dict[str, Any]) -> None:
     if "after" in entry and os.path.islink(_aside(path)):
         os.unlink(_aside(path))
     # What is as it was takes no space on a full disk; what others made since then is theirs.
-    if "after" in entry and (_as_it_is(path) == _in_short(entry)
-                             or _as_it_is(path) not in entry["after"]):
+    if _as_it_is(path) == _in_short(entry) or (
+            "after" in entry and _as_it_is(path) not in entry["after"]):
         return
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)

@@ -57,7 +57,8 @@ def launcher_flags(row):
 
 def decided_by_the_plan(row):
     """The flags in the command of a plan that asks for nothing more."""
-    plan = {"engine": row["engine"], "cache": "", "dialect": row["dialect"], "venv": "/venv", "launcher": row["launcher"],
+    plan = {"engine": row["engine"], "cache": "",
+            "dialect": row["dialect"], "venv": "/venv", "launcher": row["launcher"],
             "runtime": row["runtime"], "entrypoint": row["entrypoint"], "engine_binary": "",
             "engine_python": "", "model": {"path": "/m.gguf", "served_name": "m"},
             "listen": "127.0.0.1", "engine_port": 8000, "context": 4096, "parallel": 4, "gpus": [],

@@ -66,12 +66,12 @@ def free_port():
 class Run:
     """One site.yml under way, in a session of its own."""
 
-    def __init__(self, place, inventory, arguments):
+    def __init__(self, place, playbook, inventory, arguments):
         self.host = place.host
         self.log = place.folder / ("run-%d.log" % place.runs)
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [str(pathlib.Path(sys.executable).with_name("ansible-playbook")), "site.yml",
+                [str(pathlib.Path(sys.executable).with_name("ansible-playbook")), playbook,
                  "--inventory", str(inventory), *arguments],
                 cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True, env=dict(
@@ -139,7 +139,6 @@ class Place:
     host = "here"
     connection = {"ansible_connection": "local",
                   "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
-    variables = {}
 
     def __init__(self, folder, root, port):
         self.folder, self.root, self.port, self.runs = folder, root, port, 0
@@ -156,21 +155,21 @@ class Place:
         """A file of the host, or nothing."""
         return self.shell("sh", "-c", "if [ -f %s ]; then cat %s; fi" % ((shlex.quote(path),) * 2))
 
-    def begin(self, endpoint, *arguments):
-        """Begin site.yml with this endpoint."""
+    def begin(self, endpoint, *arguments, playbook="site.yml"):
+        """Begin a playbook with this endpoint."""
         self.runs += 1
         inventory = self.folder / ("inventory-%d.yml" % self.runs)
         inventory.write_text(yaml.safe_dump({"all": {"hosts": {self.host: {
-            **self.connection, **self.variables, "firstlight_root": self.root,
+            **self.connection, "firstlight_root": self.root,
             # A machine's own daemon is left as it is set.
             "container_runtime_defaults": {},
             "host_report_directory": str(self.folder / "reports"),
             "inference_endpoints": [endpoint]}}}}))
-        return Run(self, inventory, arguments)
+        return Run(self, playbook, inventory, arguments)
 
-    def play(self, endpoint, *arguments):
-        """Play site.yml with this endpoint to its end."""
-        return self.begin(endpoint, *arguments).ended()
+    def play(self, endpoint, *arguments, **which):
+        """Play it to its end."""
+        return self.begin(endpoint, *arguments, **which).ended()
 
     # What is there.
 
@@ -286,7 +285,6 @@ class Container(Place):
     def __init__(self, folder):
         super().__init__(folder, "/var/lib/firstlight", 8443)
         self.old.update(bind="0.0.0.0", api_key=KEY)
-        self.variables = {"haproxy_of": "the distribution"}
 
     def make(self, images):
         """Start it, with these images in its engine, and a way to log in."""

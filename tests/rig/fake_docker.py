@@ -358,7 +358,8 @@ class _Life:
                 break
             self._told["RestartCount"] += 1
             # A container that is to be started again counts as one that runs.
-            self._told["State"].update(Status="restarting", Running=True)
+            if backoff:
+                self._told["State"].update(Status="restarting", Running=True)
             if self._stop.wait(backoff) or self._launch():
                 break
             backoff *= 2

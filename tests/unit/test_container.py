@@ -170,15 +170,15 @@ def test_where_the_engine_knows_them_it_has_them_by_cdi_and_uuid():
 
 @pytest.mark.parametrize("known", [[], NAMES["cdi_devices"][:1],
                                    ["nvidia.com/gpu=all", "nvidia.com/gpu=0", "nvidia.com/gpu=1"]])
-def test_where_it_does_not_know_each_of_them_by_uuid_the_toolkits_hook_gives_them(known):
+def test_where_it_does_not_know_each_of_them_by_uuid_the_toolkits_runtime_gives_them(known):
     found = made(on_gpus(), cdi_devices=known, nvidia_runtime=True)
-    assert found["device_requests"] == [{
-        "driver": "nvidia", "device_ids": [uuid(0), uuid(1)],
-        "capabilities": [["compute", "utility", "gpu"]]}]
-    assert "devices" not in found
+    assert found["runtime"] == "nvidia"
+    assert found["env"]["NVIDIA_VISIBLE_DEVICES"] == "%s,%s" % (uuid(0), uuid(1))
+    assert found["env"]["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+    assert not {"device_requests", "devices"} & set(found)
 
 
-def test_the_hooks_devices_are_named_too_or_a_daemon_reload_takes_them():
+def test_the_runtimes_devices_are_named_too_or_a_daemon_reload_takes_them():
     nodes = {uuid(0): ["/dev/nvidia3"], uuid(1): ["/dev/nvidia5"], uuid(2): ["/dev/nvidia7"]}
     found = made(on_gpus(), device_nodes=nodes)
     assert found["devices"] == ["%s:%s" % (node, node) for node in (
@@ -196,8 +196,16 @@ def test_a_jetson_gives_all_that_it_has_by_its_runtime():
 
 
 def test_nobody_but_a_jetson_is_given_more_than_the_plans_devices():
-    for engine in (NAMES, {}):
-        assert "NVIDIA_VISIBLE_DEVICES" not in made(on_gpus(), **engine)["env"]
+    assert "NVIDIA_VISIBLE_DEVICES" not in made(on_gpus(), **NAMES)["env"]
+    given = made(on_gpus())["env"]["NVIDIA_VISIBLE_DEVICES"]
+    assert given.split(",") == [uuid(0), uuid(1)]
+
+
+def test_an_image_that_came_from_a_file_is_known_by_its_tag():
+    plan = on_gpus()
+    assert made(plan, images={plan["image"]: "vllm/vllm-openai:v1"})["image"] == \
+        "vllm/vllm-openai:v1"
+    assert made(plan)["image"] == plan["image"]
 
 
 # Its name.

@@ -12,6 +12,7 @@ import posixpath
 from typing import Any, Dict, List, Optional
 
 from ..findings import Finding, finding
+from .container_runtime import without_tag
 
 Plan = Dict[str, Any]
 Engine = Dict[str, Any]
@@ -42,7 +43,8 @@ def container_spec(plan: Plan, root: str, engine: Engine) -> Dict[str, Any]:
     :param plan: a plan whose ``runtime`` is ``docker``.
     :param root: ``firstlight_root``.
     :param engine: of the host: ``cdi_devices``, ``nvidia_runtime``, ``jetson``, ``nofile_max``,
-        ``memlock_unlimited``, ``device_nodes`` (by UUID); what is not known is ``None``.
+        ``memlock_unlimited``, ``device_nodes`` (by UUID), ``images`` (the daemon's name of an
+        image, by the plan's); what is not known is ``None``.
     :returns: ``{name, made, compose, folders}``: the container's name, which stands for all the
         rest; arguments of ``community.docker.docker_container``; a Compose project; and folders
         that must be there, with who owns them.
@@ -57,7 +59,7 @@ def container_spec(plan: Plan, root: str, engine: Engine) -> Dict[str, Any]:
 def _made(plan: Plan, root: str, engine: Engine) -> Dict[str, Any]:
     argv, port = plan["command"]["argv"], plan["engine_port"]
     made: Dict[str, Any] = {
-        "image": plan["image"],
+        "image": _image(plan, engine),
         "entrypoint": [argv[0]],
         "command": argv[1:],
         "env": _environment(plan),
@@ -91,6 +93,11 @@ def _made(plan: Plan, root: str, engine: Engine) -> Dict[str, Any]:
         made["shm_size"] = str(plan["shm_bytes"])
     made.update(_gpus(plan, engine))
     return made
+
+
+def _image(plan: Plan, engine: Engine) -> str:
+    """The name by which the daemon has it: it finds none by a tag and a digest together."""
+    return str((engine.get("images") or {}).get(plan["image"]) or without_tag(plan["image"]))
 
 
 def _environment(plan: Plan) -> Dict[str, str]:
@@ -146,20 +153,23 @@ def _gpus(plan: Plan, engine: Engine) -> Dict[str, Any]:
         return {}
     if engine.get("jetson"):
         # Its runtime gives all there is (one), and takes no device requests.
-        return {"runtime": "nvidia", "env": {
-            **_environment(plan), "NVIDIA_VISIBLE_DEVICES": "all",
-            "NVIDIA_DRIVER_CAPABILITIES": CAPABILITIES}}
+        return _by_runtime(plan, "all")
     names = cdi_names(uuids, engine)
     if names:
         return {"device_requests": [
             {"driver": "cdi", "device_ids": names, "capabilities": [["gpu"]]}]}
+    # A request for devices would need the toolkit's hook in the daemon's own PATH.
+    found = _by_runtime(plan, ",".join(uuids))
     nodes = [node for uuid in uuids for node in (engine.get("device_nodes") or {}).get(uuid, [])]
-    found: Dict[str, Any] = {"device_requests": [
-        {"driver": "nvidia", "device_ids": list(uuids),
-         "capabilities": [CAPABILITIES.split(",") + ["gpu"]]}]}
     if nodes:
         found["devices"] = ["%s:%s" % (node, node) for node in (*COMMON_NODES, *nodes)]
     return found
+
+
+def _by_runtime(plan: Plan, visible: str) -> Dict[str, Any]:
+    return {"runtime": "nvidia", "env": dict(sorted({
+        **_environment(plan), "NVIDIA_VISIBLE_DEVICES": visible,
+        "NVIDIA_DRIVER_CAPABILITIES": CAPABILITIES}.items()))}
 
 
 def cdi_names(uuids: List[str], engine: Engine) -> Optional[List[str]]:
