@@ -81,16 +81,17 @@ endpoints:
       whatever started them; C(plan) is the hash of the plan that the running process was started
       with; C(healthy) is whether C(/health) answered 200; C(passport) is the passport or C(null).
     - C(manager) is what keeps it running and C(definition) the SHA-256 of its definition, or
-      C(null). C(half_done) is whether a switch of it was ended in the middle, or is under way.
+      C(null). C(older) is how many older passports there are to go
+      back to. C(half_done) is whether a switch of it was ended in the middle, or is under way.
       C(log) are the last lines of an engine that failed, C(way_in) is what the proxy before it is
       made of, in short (the filter C(way_in_digests) says what it should be), and C(gpus_seen) are
       the GPUs that a container of ours sees now, or C(null).
   returned: always
   type: dict
   sample:
-    demo: {name: demo, state: running, detail: "", restarts: 0, pid: 4711, pids: [4711], plan: 9f2c,
-           healthy: true, strays: [], passport: {}, manager: systemd, definition: 5feceb66,
-           half_done: false, log: "", way_in: {}, gpus_seen: null}
+    demo: {name: demo, state: running, detail: "", restarts: 0, older: 0,
+           pid: 4711, pids: [4711], plan: 9f2c, healthy: true, strays: [], passport: {},
+           manager: systemd, definition: 5feceb66, half_done: false, log: "", way_in: {}, gpus_seen: null}
 containers:
   description:
     - Every container of the host - C(name), C(ports) that it has on the host, and C(endpoint) and
@@ -250,6 +251,7 @@ def _endpoint(root, name, managers, running):
         "name": name,
         "state": status["state"],
         "detail": status["detail"],
+        "older": passport.older(root, name),
         "restarts": status.get("restarts", 0),
         "pid": status["pid"],
         "plan": plan,

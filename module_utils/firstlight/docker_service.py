@@ -74,6 +74,9 @@ class Docker:
         """The definition."""
         return [os.path.join(self.root, "endpoints", name, DEFINITION)]
 
+    def must_be_free(self, name: str) -> None:
+        """Nothing that could be in the way: no unit of systemd changes."""
+
     def write_link(self, name: str) -> None:
         """Nothing to enable: the daemon starts again what was not stopped."""
 

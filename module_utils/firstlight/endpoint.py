@@ -31,6 +31,9 @@ Report = Callable[[Dict[str, Any]], None]
 HANG_SECONDS = 5
 """How long a running engine may be silent and idle before it counts as hanging."""
 
+CRASHES = 3
+"""Restarts after which an engine that is silent is not taken for one that loads."""
+
 LOG_LINES = 4000
 FAILED_LOG = "failed.log"
 # A log is read this often while an engine loads: it is long, and the port is asked in between.
@@ -73,7 +76,7 @@ class Endpoint:
                 or docker_service.has_docker()):
             self.services.append(self.docker)
         self.service = self.by_kind(manager)
-        self.way_in = WayIn(native, root, name, supervisord)
+        self.way_in = WayIn(native, root, name, supervisord, consent)
         self.folder = os.path.join(root, "endpoints", name)
         self.passport_path = passport.path(root, name)
 
@@ -145,7 +148,7 @@ class Endpoint:
         """Whether an engine that had its time to start gives no answer and does no work.
 
         A busy engine may keep ``/health`` waiting too, but it uses its processor. One that its
-        manager had to start again had its time.
+        manager started again and again had its time.
         """
         wanted, pids = found["passport"]["plan"], found["pids"]
         worked = _worked(pids)
@@ -154,7 +157,7 @@ class Endpoint:
             if get(wanted["url"] + "/health", timeout_s=HANG_SECONDS).status:
                 return False
             time.sleep(0.2)
-        if found["status"].get("restarts"):
+        if found["status"].get("restarts", 0) >= CRASHES:
             return True
         age = processes.age_seconds(found["status"]["pid"] or 0)
         return (age is not None and age > wanted["start_timeout_s"]
@@ -173,6 +176,8 @@ class Endpoint:
         if self.service is self.docker and named:
             # Said before what serves is ended.
             self.docker.made(self.name, named.group(1))
+        for one in {self.service, self.holder() or self.service}:
+            one.must_be_free(self.name)
         if not beside:
             self.end()
         os.makedirs(self.folder, exist_ok=True)

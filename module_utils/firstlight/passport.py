@@ -35,6 +35,15 @@ def read(root: str, name: str) -> Optional[Passport]:
     return found if is_whole(found, name) else None
 
 
+def older(root: str, name: str) -> int:
+    """How many older passports an endpoint has to go back to."""
+    folder = os.path.join(root, "endpoints", name, "passports")
+    try:
+        return sum(one.endswith(".json") for one in os.listdir(folder))
+    except OSError:
+        return 0
+
+
 def is_whole(found: Any, name: str) -> bool:
     """Whether every field that something reads is there and of its kind."""
     try:

@@ -13,6 +13,8 @@ from .runner import run
 
 Plan = Dict[str, Any]
 
+# Without persistence a driver wakes up first.
+SMI_S = 30
 UUID = re.compile(r"\b(?:GPU|MIG)-[0-9a-f-]{36}\b")
 LISTED = re.compile(r"(\d+), *((?:GPU|MIG)-[0-9a-f-]{36})")
 
@@ -30,7 +32,7 @@ def look(plan: Plan, pids: List[int], container: Optional[str]) -> Dict[str, Any
     if any(one.startswith("MIG-") for one in plan["gpus"]):
         return {"gpus": None, "source": "the plan", "reason": "nvidia-smi tells whole GPUs only"}
     ran = run(["nvidia-smi", "--query-compute-apps=pid,gpu_uuid", "--format=csv,noheader"],
-              timeout_s=30)
+              timeout_s=SMI_S)
     if not ran.ok:
         return {"gpus": None, "source": "nvidia-smi", "reason": ran.complaint()[:300]}
     found = {uuid for pid, uuid in LISTED.findall(ran.stdout) if int(pid) in pids}
@@ -42,7 +44,7 @@ def look(plan: Plan, pids: List[int], container: Optional[str]) -> Dict[str, Any
 
 def _inside(container: str) -> Dict[str, Any]:
     try:
-        seen = gpu_containers.inside(Api(), container)
+        seen = gpu_containers.inside(Api(timeout_s=SMI_S), container)
     except (Away, Refused) as problem:
         return {"gpus": None, "source": "the container", "reason": str(problem)[:300]}
     return {"gpus": seen["gpus"], "source": "nvidia-smi in the container", "reason": seen["reason"]}

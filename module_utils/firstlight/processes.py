@@ -3,8 +3,8 @@
 
 Every engine of ours carries ``FIRSTLIGHT_ROOT``, ``FIRSTLIGHT_ENDPOINT`` and ``FIRSTLIGHT_PLAN``
 in its environment, so it is known for ours even when whatever started it is gone. What writes its
-title over its environment, as vLLM's EngineCore does, is known by its parent or by its process
-group, in which vLLM's resource tracker stays as long as it does. A way in carries
+title over the beginning of its environment, as vLLM's EngineCore does, is known by its parent or by
+its process group, in which vLLM's resource tracker stays as long as it does. A way in carries
 ``FIRSTLIGHT_ROOT`` and ``FIRSTLIGHT_WAY_IN``, and is no engine.
 """
 
@@ -75,7 +75,7 @@ def engines(root: str, proc: str = "/proc") -> Dict[str, List[Dict[str, Any]]]:
         markers = _markers_in(proc, pid, environment)
         if markers.get("FIRSTLIGHT_ROOT") == root and "FIRSTLIGHT_ENDPOINT" in markers:
             ours[pid] = markers
-        elif environment and b"=" not in environment:
+        elif environment and b"=" not in environment.partition(b"\0")[0]:
             untold.append(pid)
     ours.update(_by_kin(ours, untold, proc))
     found: Dict[str, List[Dict[str, Any]]] = {}
@@ -88,7 +88,7 @@ def engines(root: str, proc: str = "/proc") -> Dict[str, List[Dict[str, Any]]]:
 
 def _by_kin(ours: Dict[int, Dict[str, str]], untold: List[int],
             proc: str) -> Dict[int, Dict[str, str]]:
-    """The markers of processes whose environment says nothing: their parent's, or their group's."""
+    """The markers of processes whose environment says nothing: their parent's or their group's."""
     stats = {pid: _stat(proc, pid) for pid in [*ours, *untold]}
     groups = {stats[pid][2]: markers for pid, markers in ours.items() if stats[pid]}
     found = {}

@@ -47,6 +47,17 @@ def needed(units: Iterable[str]) -> bool:
     return not ran.ok or "NeedDaemonReload=yes" in ran.stdout
 
 
+def must_be_harmless(consent: bool = False, api: Optional[Api] = None) -> None:
+    """See that nobody would lose a GPU, before anything is ended that a reload would follow.
+
+    Parameters and errors as for :func:`daemon_reload`.
+    """
+    seen = _seen(api or Api(timeout_s=gpu_containers.TIMEOUT_S))
+    told = reload_guard.guard(seen["containers"], seen["cgroup_driver"], consent)
+    if told["decision"] == reload_guard.POSTPONE:
+        raise Threatened(told["findings"])
+
+
 def daemon_reload(units: Iterable[str] = (), consent: bool = False,
                   api: Optional[Api] = None) -> Reloaded:
     """Have systemd read its units anew, where that is needed, and start again what lost its GPU.

@@ -87,7 +87,7 @@ class Systemd:
         there = os.path.exists(self.files(name)[0])
         if not there:
             self._must(run(["systemctl", "stop", unit], timeout_s=120), missing_ok=True)
-        self._read_anew(unit)
+        problem = self._read_anew(unit)
         if there:
             self._must(run(["systemctl", "stop", unit], timeout_s=120))
             processes.end(self.root, name)
@@ -96,18 +96,33 @@ class Systemd:
         else:
             run(["systemctl", "reset-failed", unit])
             processes.end(self.root, name)
+        if problem:
+            # What is there is started all the same, as systemd knows it.
+            raise problem
 
-    def _read_anew(self, unit: str) -> None:
+    def must_be_free(self, name: str) -> None:
+        """See that systemd may read its units anew, before anything is ended.
+
+        :raises ServiceError: others' containers would lose their GPUs by that.
+        """
+        try:
+            reload.must_be_harmless(self._consent)
+        except reload.Threatened as problem:
+            raise ServiceError(str(problem)) from problem
+
+    def _read_anew(self, unit: str) -> Optional[ServiceError]:
         """Have systemd read a unit that changed; containers that have GPUs keep them.
 
-        :raises ServiceError: it refuses, or others' containers would lose theirs.
+        :returns: why it was not done, where others' containers would lose theirs.
+        :raises ServiceError: it refuses.
         """
         try:
             ran = reload.daemon_reload([unit], self._consent).ran
         except reload.Threatened as problem:
-            raise ServiceError(str(problem)) from problem
+            return ServiceError(str(problem))
         if ran is not None:
             self._must(ran)
+        return None
 
     def reload(self, name: str) -> None:
         """Have a service that runs take its files anew; what it is at goes on."""
@@ -231,6 +246,9 @@ class Supervisor:
                 api.startProcessGroup(name, False)
         except xmlrpc.client.Fault as fault:
             raise ServiceError("supervisord: %s" % fault.faultString) from fault
+
+    def must_be_free(self, name: str) -> None:
+        """Nothing that could be in the way: supervisord is our own."""
 
     def reload(self, name: str) -> None:
         """Have a program that runs take its files anew; what it is at goes on."""

@@ -332,7 +332,7 @@ def _put_back(entry: Dict[str, Any]) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     if kind == "file":
-        paths.write(path, base64.b64decode(entry["content"]), mode=entry["mode"])
+        _write_back(path, base64.b64decode(entry["content"]), entry["mode"])
         if os.geteuid() == 0:
             os.chown(path, entry["uid"], entry["gid"])
         return
@@ -346,3 +346,18 @@ def _put_back(entry: Dict[str, Any]) -> None:
         os.chmod(path, entry["mode"])
         if os.geteuid() == 0:
             os.chown(path, entry["uid"], entry["gid"])
+
+
+def _write_back(path: str, content: bytes, mode: int) -> None:
+    """As a whole; on a disk that is full, over what has taken its place."""
+    try:
+        paths.write(path, content, mode)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT) or not os.path.isfile(path):
+            raise
+        with open(path, "r+b") as file:
+            file.write(content)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(path, mode)

@@ -58,11 +58,13 @@ class WayIn:
     :param root: ``firstlight_root``.
     :param name: of the endpoint.
     :param supervisord: its executable, needed where none runs.
+    :param consent: as for :func:`.services.manager`.
     """
 
-    def __init__(self, kind: str, root: str, name: str, supervisord: str = "") -> None:
+    def __init__(self, kind: str, root: str, name: str, supervisord: str = "",
+                 consent: bool = False) -> None:
         self.root, self.name = root, name
-        self.manager = services.manager(kind, root, supervisord)
+        self.manager = services.manager(kind, root, supervisord, consent)
         self.service = decided.service_name(name)
         self.folder = decided.folder(root, name)
         self.definition = self.manager.files(self.service)[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host with an endpoint on it: how site.yml is played there, what is seen, what is cut and killed.
+"""A host with an endpoint on it: how site.yml is played there, what is seen of it.
 
 This machine is one, with a root of its own; a container with systemd and a Docker engine is the
 other, reached over ssh.
@@ -103,7 +103,9 @@ class Run:
         found = re.search(r"^  %s (?:failed|unreachable) in \S+ task \".*?\": (.*)$" % self.host,
                           self.ended().output, re.MULTILINE)
         assert found, self.output
-        return found.group(1)
+        said = found.group(1).partition(" Its log ends:")[0]
+        cause = re.search(r"\[(?:fatal|error)\] [a-z-]+: .*\n +found: +(.*)", self.output)
+        return "%s (%s)" % (said, cause.group(1)) if cause and cause.group(1) not in said else said
 
     def kill(self):
         """Kill it and everything that it started, at one blow: none may tell another."""

@@ -252,7 +252,7 @@ SERVED = st.fixed_dictionaries({
     "state": st.sampled_from(["absent", "stopped", "starting", "running", "failed"]),
     "pid": st.none() | st.integers(1, 4194304), "plan": st.none() | st.just("9f2c"),
     "healthy": st.booleans(), "strays": st.lists(st.integers(1, 4194304), max_size=2),
-    "detail": HOSTILE, "restarts": st.integers(0, 3),
+    "detail": HOSTILE, "restarts": st.integers(0, 3), "older": st.integers(0, 3),
     "manager": st.sampled_from([None, "systemd", "supervisor", "docker"]),
     "definition": st.none() | HOSTILE, "half_done": st.booleans(), "log": HOSTILE,
     "way_in": st.dictionaries(HOSTILE, HOSTILE, max_size=2),

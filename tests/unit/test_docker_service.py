@@ -302,6 +302,19 @@ def test_a_daemon_that_comes_back_in_time_is_waited_for(rig, docker):
     assert rig.state(name) == "running"
 
 
+def test_a_daemon_that_comes_back_and_refuses_is_told(rig, docker):
+    name = rig.define(rig.make())
+    docker.say("POST", "/containers/.*/start", (500, {"message": "network firstlight not found"}))
+    docker.stop()
+    back = threading.Timer(0.2, docker.start)
+    back.start()
+    with pytest.raises(ServiceError, match="network firstlight not found"):
+        rig.follow("chat")
+    back.join()
+    rig.follow("chat")
+    assert rig.state(name) == "running"
+
+
 def test_an_answer_that_is_cut_off_is_asked_for_again(rig, docker):
     name = rig.define(rig.make())
     docker.say("POST", "/containers/%s/start" % name, DROP)

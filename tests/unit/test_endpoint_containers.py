@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
 import signal
+import socket
+import ssl
 import tempfile
 import threading
 
@@ -229,6 +232,33 @@ def test_a_container_that_is_not_there_is_told(host, docker):
     failed = host.run_module(endpoint_switch.main, **host.params(plan))
     assert "The container %s of chat is not there: run site.yml" % name in failed["msg"]
     assert not (host.folder / "compose.yaml").exists()
+
+
+def test_one_that_is_missing_is_told_before_what_serves_is_ended(host, docker):
+    old, new = contained(), contained()
+    host.switched(old)
+    pid = docker.containers[container_of(host, old)]["State"]["Pid"]
+    del docker.containers[host.make(new)]
+    failed = host.run_module(endpoint_switch.main, **host.params(new))
+    assert "is not there: run site.yml" in failed["msg"]
+    assert docker.containers[container_of(host, old)]["State"]["Pid"] == pid
+
+
+def test_a_native_endpoint_needs_no_daemon_behind_a_socket_that_is_left_over(
+        host, docker, monkeypatch):
+    path = docker.socket + ".old"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(path)
+    monkeypatch.setattr(docker_api, "SOCKETS", (path,))
+    host.switched(fake())
+    assert host.info()["containers"] == []
+    assert host.remove()["changed"] is True
+
+
+def test_check_mode_tells_of_a_container_before_there_is_a_daemon(host, monkeypatch, tmp_path):
+    monkeypatch.setattr(docker_api, "SOCKETS", (str(tmp_path / "none.sock"),))
+    result = host.switch(contained(), check=True)
+    assert result.get("changed") is True, result
 
 
 def test_a_daemon_that_is_started_again_in_the_middle_is_waited_for(host, docker):
@@ -466,6 +496,21 @@ def test_a_way_in_that_cannot_run_is_found_before_anything_is_touched(host, dock
     assert switched_behind(host, old)["changed"] is False
 
 
+@needs_haproxy
+def test_the_passport_tells_a_certificate_that_was_made_anew(host):
+    plan = behind(contained(), free_port())
+    switched_behind(host, plan)
+    (host.folder / "way_in" / "certificate.pem").unlink()
+    result = switched_behind(host, plan)
+    assert result["changed"] is True, result
+    der = ssl.PEM_cert_to_DER_cert(
+        (host.folder / "way_in" / "certificate.pem").read_text().partition("-----BEGIN EC")[0]
+        .partition("-----BEGIN PRIVATE")[0])
+    assert result["passport"]["service"]["way_in"]["certificate"].replace(":", "").lower() \
+        == hashlib.sha256(der).hexdigest()
+    assert switched_behind(host, plan)["changed"] is False
+
+
 # Back a generation ---------------------------------------------------------------------------
 
 
@@ -694,6 +739,15 @@ def test_a_container_on_other_gpus_is_put_back(host, docker):
     assert "endpoint-on-other-gpus" in failed["msg"]
     assert THERE in failed["msg"]
     assert host.running() == {container_of(host, old)}
+
+
+def test_a_canary_on_other_gpus_proves_nothing(host, docker):
+    canary = contained(gpus=[HERE])
+    docker.inside[container_of(host, canary)] = lists(THERE)
+    failed = tried(host, canary)
+    assert "The canary is not served" in failed["msg"]
+    assert "endpoint-on-other-gpus" in failed["msg"]
+    assert not record(host, "a1b2").exists()
 
 
 def test_a_container_that_lost_its_gpus_is_started_again(host, docker):

@@ -45,12 +45,13 @@ signal.signal(signal.SIGTERM, replace)
 print("ready", flush=True)
 time.sleep(600)
 """
-# What setproctitle does to make room for a title.
+# What setproctitle does to make room for a title: the beginning of the environment goes, or all.
 FORGETS = """
 import ctypes, time
 fields = open("/proc/self/stat").read().rpartition(")")[2].split()
 start, end = int(fields[47]), int(fields[48])
-ctypes.memset(start, 0, end - start)
+environment = open("/proc/self/environ", "rb").read()
+ctypes.memset(start, 0, environment.index(b"KEPT=") if b"KEPT=" in environment else end - start)
 print("ready", flush=True)
 time.sleep(600)
 """
@@ -59,7 +60,8 @@ HAS_ONE_THAT_FORGETS = """
 import os, subprocess, sys, time
 os.setsid()
 tracker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-engine = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+engine = subprocess.Popen([sys.executable, "-c", sys.argv[1]],
+                          env=dict(os.environ, **{sys.argv[2]: "1"}))
 time.sleep(600)
 """
 
@@ -210,8 +212,9 @@ def test_end_ends_what_was_started_in_answer_to_sigterm(root):
         assert first.pid in ended
 
 
-def test_an_engine_that_wrote_over_its_environment_is_known_by_its_kin(root):
-    with engine(root, HAS_ONE_THAT_FORGETS, FORGETS) as (server, said):
+@pytest.mark.parametrize("last", ["KEPT", "GONE"])
+def test_an_engine_that_wrote_over_its_environment_is_known_by_its_kin(root, last):
+    with engine(root, HAS_ONE_THAT_FORGETS, FORGETS, last) as (server, said):
         assert said == "ready"
         was = set(pids(root))
         assert len(was) == 3, "the server, its tracker and its engine"

@@ -61,7 +61,8 @@ def test_records_of_the_canary_go_with_what_was_compiled_for_it(clear, tmp_path)
     outside = tmp_path / "cache"
     outside.mkdir()
     (root / "cache" / "vllm-1" / "kernel").write_text("compiled")
-    for name, cache in (("a" * 64, root / "cache" / "vllm-1"), ("b" * 64, outside)):
+    for name, cache in (("a" * 64, root / "cache" / "vllm-1"), ("b" * 64, outside),
+                        ("d" * 64, root / "cache" / "..")):
         (root / "canaries" / (name + ".json")).write_text(
             json.dumps({"plan": {"cache": str(cache)}}))
     (root / "canaries" / ("c" * 64 + ".json")).write_text("no JSON")
@@ -71,6 +72,7 @@ def test_records_of_the_canary_go_with_what_was_compiled_for_it(clear, tmp_path)
     assert set(told) <= set(removed)
     assert "folder %s" % (root / "cache" / "vllm-1") in removed
     assert outside.is_dir(), "a record lies on the host, and may say anything"
+    assert (root / "canaries").is_dir(), "a way up as well"
     assert [path.name for path in (root / "canaries").iterdir()] == ["notes.json"]
     assert not (root / "cache").exists()
 

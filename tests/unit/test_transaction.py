@@ -280,12 +280,12 @@ def test_one_that_cannot_be_put_back_keeps_no_other_from_it(journal, tmp_path, m
         (tmp_path / name).write_text("old")
     write, undone = paths.write, []
 
-    def no_space(to, *more, **how):
+    def refuses(to, *more, **how):
         if to == str(tmp_path / "second") and more[0] == b"old":
-            raise OSError(28, "No space left on device", to)
+            raise OSError(30, "Read-only file system", to)
         write(to, *more, **how)
 
-    monkeypatch.setattr(paths, "write", no_space)
+    monkeypatch.setattr(paths, "write", refuses)
     with pytest.raises(RollbackFailed) as caught, \
             change(journal, lambda: undone.append(1)) as failing:
         for name in names:
@@ -293,12 +293,32 @@ def test_one_that_cannot_be_put_back_keeps_no_other_from_it(journal, tmp_path, m
         raise Failed("the engine died")
     assert [(tmp_path / name).read_text() for name in names] == ["old", "new", "old"]
     assert undone == [], "the world would follow what is half back"
-    for said in ("the engine died", "No space left on device", str(journal / "one.json")):
+    for said in ("the engine died", "Read-only file system", str(journal / "one.json")):
         assert said in str(caught.value)
     monkeypatch.undo()
     with change(journal, lambda: undone.append(1)) as next_run:
         assert next_run.recovered
     assert [(tmp_path / name).read_text() for name in names] == ["old", "old", "old"]
+    assert undone == [1]
+
+
+def test_on_a_full_disk_a_file_is_put_back_over_what_took_its_place(
+        journal, tmp_path, monkeypatch):
+    file = tmp_path / "unit"
+    file.write_text("old")
+    file.chmod(0o640)
+    write, undone = paths.write, []
+
+    def no_space(to, *more, **how):
+        if to == str(file) and more[0] == b"old":
+            raise OSError(28, "No space left on device", to)
+        write(to, *more, **how)
+
+    monkeypatch.setattr(paths, "write", no_space)
+    with pytest.raises(Failed), change(journal, lambda: undone.append(1)) as failing:
+        failing.write(str(file), b"longer than it was")
+        raise Failed("the engine died")
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("old", 0o640)
     assert undone == [1]
 
 

@@ -14,7 +14,7 @@ from ..canary import weights
 from . import keep, parallelism, way_in
 from .command import engine_command
 from .memory import Layout
-from .plan import GIB, cache_of, plan_hash
+from .plan import GIB, cache_of, plan_hash, whose_cache
 from .served import the_canary
 from .start_budget import FLOOR_SECONDS, PATIENCE
 
@@ -97,7 +97,8 @@ def canary_plan(plan: Plan, root: str) -> Plan:
             plan["known_issues"]), "trial": {"of": plan["hash"]}, "reasons": told,
     }
     if plan["cache"] and plan["engine"] == "vllm":
-        made["cache"] = cache_of(root, plan["engine_version"], layout, model)
+        made["cache"] = cache_of(root, plan["engine_version"], layout, model,
+                                 whose_cache(plan["runtime"], plan["user"]))
         if "VLLM_CACHE_ROOT" in made["env"]:
             made["env"]["VLLM_CACHE_ROOT"] = made["cache"]
     made["memory"] = _memory(made)

@@ -509,7 +509,7 @@ def _decisions(request: Request, host: Host, model: Plan, option: Option,
         "utilisation": placed.utilisation,
         "batched_tokens": placed.settings.batched_tokens,
         "sequences": placed.settings.sequences,
-        "cache": _cache_path(host, row, model, placed, runtime, option.uuids),
+        "cache": _cache_path(request, host, row, model, placed, option.uuids),
         "flags": option.flags + _own_flags(row, option.uuids),
         "extra_args": request["extra_args"],
     }
@@ -556,21 +556,31 @@ def _own_flags(row: Dict[str, Any], uuids: List[str]) -> List[str]:
     return found + (["--fit", "off"] if "--fit" in row["flags"] else [])
 
 
-def _cache_path(host: Host, row: Dict[str, Any], model: Plan, placed: Placement, runtime: str,
-                uuids: List[str]) -> str:
+def _cache_path(request: Request, host: Host, row: Dict[str, Any], model: Plan,
+                placed: Placement, uuids: List[str]) -> str:
     """Where what was compiled is kept; empty where nothing is compiled, or where the engine has a
     place of its own."""
+    in_container = not releases.is_own(request) and row["runtime"] == "docker"
+    whose = whose_cache("docker" if in_container else "native",
+                        releases.image_of(request, row)[2])
     if row["engine"] == "vllm":
-        return cache_of(host.state["root"], row["version"], placed.layout, model)
+        return cache_of(host.state["root"], row["version"], placed.layout, model, whose)
     # The driver compiles PTX for cards that the image has no kernels for.
-    return posixpath.join(host.state["root"], "cache", "llama_cpp-" + row["version"]) if (
-        runtime == "docker" and uuids) else ""
+    return posixpath.join(host.state["root"], "cache", "llama_cpp-%s%s" % (
+        row["version"], whose)) if in_container and uuids else ""
 
 
-def cache_of(root: str, version: str, layout: memory.Layout, model: Plan) -> str:
+def whose_cache(runtime: str, user: str) -> str:
+    """What of a cache's name keeps apart who writes into it: one runs what another left there."""
+    if runtime != "docker":
+        return ""
+    return "-docker-" + (user.partition(":")[0] or "image")
+
+
+def cache_of(root: str, version: str, layout: memory.Layout, model: Plan, whose: str) -> str:
     """Where what vLLM compiles for a model in a layout is kept."""
-    return posixpath.join(root, "cache", "vllm-%s-tp%d-pp%d-%s" % (
-        version, layout.tensor_parallel, layout.stages, model["fingerprint"][:12]))
+    return posixpath.join(root, "cache", "vllm-%s-tp%d-pp%d-%s%s" % (
+        version, layout.tensor_parallel, layout.stages, model["fingerprint"][:12], whose))
 
 
 def _packages(request: Request, host: Host, row: Dict[str, Any],
@@ -599,8 +609,8 @@ def _packages(request: Request, host: Host, row: Dict[str, Any],
 def _start(request: Request, host: Host, model: Plan, option: Option) -> Dict[str, Any]:
     engine, placed = option.engine, option.placed
     rate = (host.facts.get("disk") or {}).get("read_bytes_per_second")
-    cache = "" if engine.eager else posixpath.basename(cache_of(
-        host.state["root"], engine.row["version"], placed.layout, model))
+    cache = "" if engine.eager else posixpath.basename(_cache_path(
+        request, host, engine.row, model, placed, option.uuids))
     found = start_budget(
         model["bytes"], model["geometry"]["layers"], placed.layout.devices, engine.costs,
         rate if type(rate) is int and rate > 0 else None,
