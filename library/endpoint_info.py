@@ -76,8 +76,8 @@ uid:
 endpoints:
   description:
     - Our endpoints by name. C(state) is C(absent), C(stopped), C(starting), C(running) or
-      C(failed), C(detail) what its service manager says of that, C(restarts) how often a
-      container was started again by itself; C(pids) are all its processes,
+      C(failed), C(detail) what its service manager says of that, C(restarts) how often that
+      started it again since it was told to start it; C(pids) are all its processes,
       whatever started them; C(plan) is the hash of the plan that the running process was started
       with; C(healthy) is whether C(/health) answered 200; C(passport) is the passport or C(null).
     - C(manager) is what keeps it running and C(definition) the SHA-256 of its definition, or
@@ -91,7 +91,8 @@ endpoints:
   sample:
     demo: {name: demo, state: running, detail: "", restarts: 0, older: 0,
            pid: 4711, pids: [4711], plan: 9f2c, healthy: true, strays: [], passport: {},
-           manager: systemd, definition: 5feceb66, half_done: false, log: "", way_in: {}, gpus_seen: null}
+           manager: systemd, definition: 5feceb66, half_done: false, log: "", way_in: {},
+           gpus_seen: null}
 containers:
   description:
     - Every container of the host - C(name), C(ports) that it has on the host, and C(endpoint) and
@@ -239,7 +240,7 @@ def _holders(ports, containers):
 def _endpoint(root, name, managers, running):
     found = passport.read(root, name)
     manager = next((one for one in managers if os.path.exists(one.files(name)[0])), managers[0])
-    status = manager.status(name)
+    status, restarts = manager.status(name), manager.restarts(name)
     native = [one["plan"] for one in running if one["pid"] == status["pid"]]
     plan = status.get("plan") or (native[0] if native else None)
     pids = [one["pid"] for one in running]
@@ -252,7 +253,7 @@ def _endpoint(root, name, managers, running):
         "state": status["state"],
         "detail": status["detail"],
         "older": passport.older(root, name),
-        "restarts": status.get("restarts", 0),
+        "restarts": restarts,
         "pid": status["pid"],
         "plan": plan,
         "healthy": bool(url and plan and get(url + "/health", timeout_s=5).status == 200),
@@ -261,8 +262,7 @@ def _endpoint(root, name, managers, running):
         "passport": found,
         "manager": manager.KIND if definition is not None else None,
         "definition": None if definition is None else hashlib.sha256(definition).hexdigest(),
-        "log": manager.log_tail(name) if status["state"] == "failed" or status.get("restarts")
-               else "",
+        "log": manager.log_tail(name) if status["state"] == "failed" or restarts else "",
         "way_in": WayIn(managers[0].KIND, root, name).digests(),
         "gpus_seen": _gpus_seen(manager, name, found, plan),
     }

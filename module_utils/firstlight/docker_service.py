@@ -127,6 +127,10 @@ class Docker:
             "restarts": found.get("RestartCount", 0),
         }
 
+    def restarts(self, name: str) -> int:
+        """How often the daemon started it again by itself. Raises as :meth:`ours`."""
+        return int(self.status(name)["restarts"])
+
     def pids(self, name: str) -> List[int]:
         """The processes in the container, by the numbers that the host knows.
 

@@ -78,6 +78,12 @@ class Systemd:
         pid = int(said.get("MainPID") or 0) or None
         return {"state": state, "pid": pid, "detail": said.get("Result", "")}
 
+    def restarts(self, name: str) -> int:
+        """How often systemd started it again by itself since it was told to."""
+        ran = run(["systemctl", "show", "--property=NRestarts", self._unit(name)])
+        said = ran.stdout.strip().partition("=")[2]
+        return int(said) if said.isdigit() else 0
+
     def follow(self, name: str, anew: bool = False) -> None:
         """Start, restart or end the service as its definition file is or is not there.
 
@@ -214,6 +220,10 @@ class Supervisor:
             "pid": said["pid"] or None,
             "detail": said["spawnerr"] or said["description"],
         }
+
+    def restarts(self, name: str) -> int:
+        """Not known: supervisord does not count what it starts again."""
+        return 0
 
     def follow(self, name: str, anew: bool = False) -> None:
         """Start, restart or end the program as its definition file is or is not there.

@@ -22,6 +22,8 @@ LOGS = {
     (engine, one["start"]): one["log"]
     for engine, file in (("vllm", "vllm-cpu"), ("llama_cpp", "llama-server"))
     for one in yaml.safe_load((FIXTURES / "debian12" / (file + "-logs.yml")).read_text())["logs"]}
+[H200] = [one["log"] for one in yaml.safe_load(
+    (FIXTURES / "h200" / "vllm-log.yml").read_text())["logs"]]
 GIB = 2**30
 
 
@@ -165,6 +167,19 @@ def test_the_phases_of_a_real_start_of_vllm():
     ]
 
 
+def test_the_phases_of_a_real_start_of_vllm_on_a_gpu():
+    told = stands(H200)
+    assert list(dict.fromkeys(one["text"] for one in told)) == [
+        "loading weights", "weights loaded", "compiling", "compiled", "cache allocated",
+        "capturing graphs", "graphs captured", "engine ready", "starting the server", "listening"]
+    assert [(one["done"], one["total"]) for one in told if "done" in one] == [
+        (0, 51), (27, 51), (51, 51), (0, 51), (31, 51), (51, 51)]
+
+
+def test_a_real_start_on_a_gpu_is_no_failure():
+    assert engine_log.diagnose(H200, ROWS, "vllm") == []
+
+
 def test_the_phases_of_a_real_start_of_llama_server():
     assert [one["text"] for one in stands(log("llama_cpp", "a start that went well"))] == [
         "loading weights", "weights loaded", "listening"]
@@ -217,8 +232,14 @@ def test_requests_after_a_start_do_not_hide_that_it_listens():
 # What it took.
 
 
-def test_the_memory_of_a_start_on_an_h200():
-    # Llama-3.1-8B's shape in vLLM 0.24.0: what its log said, as that release words it.
+def test_the_memory_of_a_real_start_on_a_gpu():
+    assert engine_log.observed(H200) == {
+        "weights_bytes": 15 * GIB, "kv_bytes": int(112.28 * GIB), "graph_bytes": int(0.98 * GIB),
+        "kv_tokens": 919824}
+
+
+def test_the_memory_as_the_first_model_runner_words_it():
+    # Llama-3.1-8B's shape in vLLM 0.24.0 on an H200.
     said = [
         "[core.py:106] Initializing a V1 LLM engine (v0.24.0) with config: model='/models/m'",
         "[gpu_model_runner.py:5150] Model loading took 15.0 GiB memory and 3.105213 seconds",

@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import shlex
 
 import pytest
+import yaml
 
 from ansible.module_utils.firstlight.findings import finding
 from ansible.module_utils.firstlight.planning import judge, requests
 
 ROOT = "/var/lib/firstlight"
+OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+SIGNATURES = yaml.safe_load(
+    (pathlib.Path(__file__).resolve().parent.parent.parent / "catalog" / "log_signatures.yml")
+    .read_text())
 PATH = "/srv/models/m.gguf"
 
 
@@ -191,13 +197,15 @@ def test_everything_is_found_in_one_call():
 
 
 @pytest.mark.parametrize("how, said", [
-    ({"state": "failed", "detail": "exit code 1", "restarts": 0}, "failed: exit code 1"),
-    ({"state": "running", "detail": "running after 7 restarts", "restarts": 7}, "7 restarts"),
+    ({"state": "failed", "detail": "exit code 1", "restarts": 0}, "failed (exit code 1)"),
+    ({"state": "running", "detail": "running after 7 restarts", "restarts": 7},
+     "started again 7 times"),
 ])
 def test_an_engine_that_crashes_is_said_with_the_end_of_its_log(how, said):
-    crashed = {"passport": None, "log": "CUDA out of memory", **how}
-    found = judge.against_host([], state(endpoints={"chat": crashed}), {"findings": []})
+    crashed = {"passport": None, "log": OUT_OF_MEMORY, **how}
+    found = judge.against_host([], state(endpoints={"chat": crashed}), {"findings": []}, SIGNATURES)
     [told] = [one for one in found if one["id"] == "endpoint-crashed"]
     assert told["severity"] == "warning"
     assert said in told["found"]
-    assert told["evidence"] == "CUDA out of memory"
+    assert told["evidence"] == crashed["log"]
+    assert "; its log says: " in told["found"], "the cause, not only the log"

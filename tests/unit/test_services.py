@@ -275,6 +275,13 @@ def test_what_systemd_says(systemd, replay, name, state, pid, detail):
     assert systemd.status(name) == {"state": state, "pid": pid, "detail": detail}
 
 
+def test_how_often_systemd_started_it_again(systemd, replay):
+    [loop, absent] = calls_of(MACHINE + "systemctl-restarts.yml")
+    replay(MACHINE + "systemctl-restarts.yml")
+    assert systemd.restarts("loop") == int(loop["stdout"].strip().rpartition("=")[2]) > 1
+    assert systemd.restarts("absent") == 0
+
+
 def test_a_systemd_that_does_not_answer_is_an_error(systemd, replay):
     replay("debian12/tools.yml")
     with pytest.raises(ServiceError, match="not been booted with systemd as init system"):

@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterable, List
 
+from .. import engine_log
 from ..findings import Finding, finding
 from . import way_in
 from .requests import NAME, Request
@@ -19,13 +20,15 @@ ROOT = re.compile(r"/[\w/. @+-]*")
 
 
 def against_host(
-    requests: List[Request], state: Dict[str, Any], models: Dict[str, Any]
+    requests: List[Request], state: Dict[str, Any], models: Dict[str, Any],
+    signatures: Iterable[Dict[str, Any]] = (),
 ) -> List[Finding]:
     """Everything about the host that stops these requests.
 
     :param requests: as :func:`.requests.normalise` gives them.
     :param state: what ``endpoint_info`` returned.
     :param models: what ``model_info`` returned.
+    :param signatures: rows of ``catalog/log_signatures.yml``, for what crashes.
     """
     findings = []
     for request in requests:
@@ -33,7 +36,7 @@ def against_host(
         findings.extend(_model(request, models))
     findings.extend(way_in.against_host(requests, state))
     findings.extend(_unasked(requests, state))
-    findings.extend(_crashed(state))
+    findings.extend(_crashed(state, list(signatures)))
     findings.extend(_root(state))
     findings.extend(_python(state))
     return findings
@@ -105,16 +108,23 @@ def _unasked(requests: List[Request], state: Dict[str, Any]) -> List[Finding]:
     ]
 
 
-def _crashed(state: Dict[str, Any]) -> List[Finding]:
+def _crashed(state: Dict[str, Any], signatures: List[Dict[str, Any]]) -> List[Finding]:
     """What a service manager starts again and again is no endpoint, even while it runs."""
-    return [
-        finding("endpoint-crashed", name, "its engine is %s: %s" % (one["state"], one["detail"]),
-                "an engine that runs since its start",
-                "read its log: it is started again by this run where it does not run, and its plan "
-                "may have to change", severity="warning", evidence=one["log"])
-        for name, one in sorted(state["endpoints"].items())
-        if one["state"] == "failed" or one["restarts"]
-    ]
+    found = []
+    for name, one in sorted(state["endpoints"].items()):
+        if one["state"] != "failed" and not one["restarts"]:
+            continue
+        known = engine_log.diagnose(one["log"], signatures)
+        said = "; ".join(each["found"] for each in known)
+        found.append(finding(
+            "endpoint-crashed", name, "its engine is %s (%s), and was started again %d times%s" % (
+                one["state"], one["detail"], one["restarts"],
+                "; its log says: %s" % said if said else ""),
+            "an engine that runs since its start",
+            " ".join(each["remedy"] for each in known)
+            or "read its log: where it does not run, this run starts it again",
+            severity="warning", evidence=one["log"]))
+    return found
 
 
 def _teardown(name: str, root: str) -> str:
