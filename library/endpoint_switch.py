@@ -191,6 +191,7 @@ def apply(module, endpoint, params):
 
     def recover():
         def go_back():
+            endpoint.begun = True
             with endpoint.journal():
                 pass
             raise NotServing("The work on %s was ended in the middle." % endpoint.name)

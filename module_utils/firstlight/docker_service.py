@@ -209,18 +209,21 @@ class Docker:
         except ServiceError as problem:
             return "The log of %s cannot be read: %s" % (container, problem)
 
-    def discard(self, name: str, keep: Iterable[str], waiting: bool = True) -> List[str]:
+    def discard(self, name: str, keep: Iterable[str],
+                waiting: Optional[Iterable[str]] = None) -> List[str]:
         """Remove containers of an endpoint that do not run and are not among these names.
 
-        :param waiting: also those that were never started: a switch may be about to.
+        :param waiting: of those that were never started these alone go: a switch may be about to
+            start the others. By default all of them go.
         :returns: their names.
         :raises ServiceError: as :meth:`ours`.
         """
         kept, gone = set(keep), []
+        unstarted = None if waiting is None else set(waiting)
         for one in self.ours(name):
             title = one["Names"][0].lstrip("/")
             if title not in kept and one["State"] not in ALIVE and (
-                    waiting or one["State"] != "created"):
+                    one["State"] != "created" or unstarted is None or title in unstarted):
                 self._gone(lambda one=one: self._api.delete(  # type: ignore[misc]
                     "/containers/%s" % one["Id"], v="1"))
                 gone.append(title)

@@ -57,7 +57,8 @@ class Endpoint:
     :param supervisord: the executable to start where a supervisor is needed and none runs.
     :param signatures: rows of ``catalog/log_signatures.yml``.
     :param consent: whether containers of others may be started again for it.
-    :param coming: definitions that are to be followed; what is put back leaves their containers.
+    :param coming: definitions that are to be followed. What puts back an earlier change leaves
+        their containers; what puts back their own change removes them.
     """
 
     def __init__(self, root: str, name: str, manager: str, supervisord: str = "",
@@ -67,6 +68,8 @@ class Endpoint:
         self.signatures = signatures or []
         self.coming = {match.group(1) for match in map(NAMED.search, filter(None, coming))
                        if match}
+        self.begun = False
+        """Whether the change of this run has begun, so that what is put back then is its own."""
         native = services.kind_for_this_host() if manager == Docker.KIND else manager
         self.services: List[Any] = [services.manager(native, root, supervisord, consent)]
         self.docker = Docker(root)
@@ -329,8 +332,11 @@ class Endpoint:
                     self.service = holder
                     self.wait_until_ready(kept["plan"], mark)
         with contextlib.suppress(*TROUBLE):
-            # What an earlier run had started this one may be about to start again.
-            self.discard(self.coming, waiting=False)
+            if self.begun:
+                self.discard(waiting=self.coming)
+            else:
+                # What an earlier run had started this one may be about to start again.
+                self.discard(self.coming, waiting=())
 
     def serves(self, plan: Plan) -> bool:
         """Whether the engine of this plan answers now."""
@@ -374,11 +380,12 @@ class Endpoint:
         name = os.path.basename(str(one["plan"]["hash"]))[:12]
         return os.path.join(self.folder, "passports", folder, name + ".json")
 
-    def discard(self, spared: Iterable[str] = (), waiting: bool = True) -> List[str]:
+    def discard(self, spared: Iterable[str] = (),
+                waiting: Optional[Iterable[str]] = None) -> List[str]:
         """Remove its containers that no passport of it and no definition names.
 
         :param spared: names of others that stay.
-        :param waiting: also those that were made and not started yet.
+        :param waiting: as for :meth:`.docker_service.Docker.discard`.
         """
         if self.docker not in self.services:
             return []

@@ -131,6 +131,7 @@ def _bring(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any]
     plan = params["plan"]
     with endpoint.journal() as change:
         # Only now is it sure that nothing is half done, by an earlier run or by one beside us.
+        endpoint.begun = True
         found = endpoint.observe()
         told = reasons(params, found, endpoint)
         if not told:
@@ -300,6 +301,7 @@ def _try(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any]:
     recovered = False
     with contextlib.suppress(_Tried), endpoint.journal() as change:
         recovered = change.recovered
+        endpoint.begun = True
         found = endpoint.observe()
         told = _untried(params, found, endpoint)
         if not told:

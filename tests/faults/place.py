@@ -226,7 +226,7 @@ class Place:
             {"Content-Type": "application/json", "Authorization": "Bearer " + KEY})
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with urllib.request.urlopen(request, timeout=5, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=20, context=context) as answer:
             return json.load(answer)["choices"][0]["text"] == oracle["completion"]
 
 
@@ -235,16 +235,19 @@ class Client(threading.Thread):
 
     def __init__(self, place):
         super().__init__(daemon=True)
-        self.place, self.asked = place, []
+        self.place, self.asked, self.heard = place, [], set()
         self.leaving = threading.Event()
 
     def run(self):
         while not self.leaving.wait(0.1):
             try:
                 right = self.place.asked()
-            except (OSError, ValueError, LookupError):
-                right = False
+                said = "" if right else "another answer"
+            except (OSError, ValueError, LookupError) as problem:
+                right, said = False, repr(problem)
             self.asked.append((time.monotonic(), right))
+            if said:
+                self.heard.add(said)
 
     def __enter__(self):
         self.start()

@@ -108,6 +108,7 @@ def nothing_left(place, before):
 
 def in_words(client):
     """What became of the old endpoint."""
+    print("what a client of the old endpoint was told:", client.heard)
     if not client.failures:
         return "answered all the time"
     return "answered again after %.1f s" % client.gap_s
@@ -134,11 +135,11 @@ def fails(place, new, said, meddle=lambda run, before: None, bound_s=BOUND_S):
 
 @pytest.mark.parametrize(("fault", "title", "said"), [
     ("dies", "the engine dies at 90 % of loading",
-     ["The engine of faulty died (exit code 1", "std::runtime_error"]),
+     ["The engine of faulty died (", "std::runtime_error"]),
     ("memory", "the engine gets no memory",
      ["[fatal] memory-refused-to-llama-cpp", "asked the host for 19.73 MB of memory"]),
     ("killed", "the kernel kills the engine for want of memory",
-     ["The engine of faulty died (exit code 137"]),
+     ["The engine of faulty died ("]),
     ("garbage", "the engine answers 200 and garbage", ["faulty is not right", "completion"]),
 ])
 def test_an_engine_that_is_not_right(here, tell, fault, title, said):
@@ -150,7 +151,7 @@ def test_an_engine_that_never_gets_ready(here, tell):
     limit = json.loads(here.files()[1])["plan"]["start_timeout_s"]
     tell("the engine never gets ready (its start has %d s)" % limit, *fails(
         here, dict(here.old, image=faulty("never")),
-        ["was not ready within %d s" % limit, "answered 503",
+        ["was not ready within %d s" % limit, "HTTP 503",
          "What served before is back on " + here.address], bound_s=limit + BOUND_S))
 
 
@@ -336,13 +337,13 @@ def test_a_change_beside_the_old_one(host, tell):
     with Client(host) as client:
         run = host.play(dict(host.old, context=1024))
         assert run.ok, run.output
-    assert client.failures == 0
+    assert client.failures == 0, client.heard
     assert host.play(host.old).ok
     tell("none: a change behind a way in", "proven", in_words(client), rest(host))
 
 
 @pytest.mark.parametrize(("fault", "title", "said"), [
-    ("dies", "behind a way in the engine dies", ["The engine of faulty died (exit code 1"]),
+    ("dies", "behind a way in the engine dies", ["The engine of faulty died ("]),
     ("garbage", "behind a way in the engine answers garbage", ["faulty is not right"]),
 ])
 def test_a_new_one_that_is_not_right_beside_the_old_one(host, tell, fault, title, said):
@@ -364,7 +365,7 @@ def test_ssh_that_is_cut(host, tell):
     assert json.loads(host.files()[1])["plan"]["image"] == faulty("slow")
     again = host.play(new)
     assert (again.ok, again.changed) == (True, 0), again.output
-    assert client.failures == 0
+    assert client.failures == 0, client.heard
     tell("ssh is cut in mid-switch", run.reason, in_words(client) + "; the switch ended by itself",
          "changed=0")
     assert host.play(host.old).ok

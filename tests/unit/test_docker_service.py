@@ -241,7 +241,7 @@ def test_what_does_not_run_and_is_not_kept_goes(rig, docker):
         rig.follow("chat")
     code = rig.make(name="code")["name"]
     docker.run("theirs", False)
-    assert rig.discard("chat", [kept], waiting=False) == [ended]
+    assert rig.discard("chat", [kept], waiting=()) == [ended]
     assert rig.discard("chat", [kept]) == [created]
     assert rig.discard("chat", [kept]) == []
     assert set(docker.containers) == {runs, kept, code, "theirs"}

@@ -104,7 +104,7 @@ NO_KERNEL = {
     (["--fault", "loading"], {"start_timeout_s": 1}, "not ready within 1 s: HTTP 503"),
     (["--no-such-flag"], {}, "unrecognized arguments: --no-such-flag"),
 ])
-def test_a_switch_that_fails_leaves_the_old_container(host, flags, how, says):
+def test_a_switch_that_fails_leaves_the_old_container_and_not_its_own(host, flags, how, says):
     old = contained()
     host.switched(old)
     kept = host.passport()
@@ -113,7 +113,7 @@ def test_a_switch_that_fails_leaves_the_old_container(host, flags, how, says):
     assert says in failed["msg"]
     assert "What served before is back on %s." % old["url"] in failed["msg"]
     assert host.passport() == kept
-    assert host.running() == {container_of(host, old)}
+    assert host.running() == set(host.docker.containers) == {container_of(host, old)}
     assert host.chat()["healthy"] is True
     assert host.switch(old)["changed"] is False
 
@@ -217,11 +217,14 @@ def test_a_crash_loop_of_what_served_is_told(host, docker, tmp_path, monkeypatch
 def test_a_port_that_another_has_is_told_and_the_other_stays(host):
     old = contained()
     host.switched(old)
+    others = host.make(contained())
     with serving() as url:
         failed = host.switch(contained(port=int(url.rpartition(":")[2])))
         assert "port is already allocated" in failed["msg"]
         assert healthy(url)
     assert "What served before is back on %s." % old["url"] in failed["msg"]
+    # It was never started, and neither was the one that another run is about to start.
+    assert set(host.docker.containers) == {container_of(host, old), others}
     assert host.switch(old)["changed"] is False
 
 
@@ -406,6 +409,7 @@ def test_a_work_that_is_killed_is_put_back_by_its_guard(host):
         run.join(30)
     until(lambda: not host.journals())
     assert (host.running(), host.passport()) == ({container_of(host, old)}, kept)
+    assert set(host.docker.containers) == {container_of(host, old)}
     assert healthy(old["url"])
     assert host.switch(old)["changed"] is False
 

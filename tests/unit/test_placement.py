@@ -70,6 +70,14 @@ def test_a_native_engine_is_found_by_its_processes(smi):
     assert "--query-compute-apps=pid,gpu_uuid" in argv
 
 
+def test_vllm_on_a_real_card_is_found_by_its_engine_core(replay):
+    """The server, 2343, and its tracker, 2462, hold nothing of the card."""
+    replay("h200/nvidia-smi-apps.yml")
+    card = "GPU-668a3f35-1b66-ba98-d3f8-dff8e6a51dea"
+    seen = placement.look(plan(card), [2343, 2462, 2463], None)
+    assert seen == {"gpus": [card], "source": "nvidia-smi", "reason": ""}
+
+
 @pytest.mark.parametrize("said", ["", "\n", "99, %s\n" % FIRST, "[N/A], %s\n" % FIRST, "4711, \n"])
 def test_one_that_is_not_listed_is_not_known(smi, said):
     """In a PID namespace the driver knows it by another number."""
