@@ -84,6 +84,7 @@ def _phase(pattern: str, text: str, unit: str = "") -> Phase:
 
 PHASES = [
     # vLLM 0.10 to 0.33
+    _phase(r"Resolved architecture: |Initializing a V\d LLM engine ", "starting the engine"),
     _phase(r"[Ll]oading [\w -]{0,40}shards: {0,4}\d{1,3}%[^\[]{0,200}\| *(?P<done>\d{1,6})/"
            r"(?P<total>\d{1,6}) \[", "loading weights", "shards"),
     _phase(r"Capturing CUDA graph[^:]{0,80}: {0,4}\d{1,3}%\|[^|]{0,300}\| *(?P<done>\d{1,6})/"

@@ -119,6 +119,7 @@ def serving(plan, pids=(4711,), condition="running", **memory):
     """The endpoint of a plan as ``endpoint_info`` tells of it; ``memory`` is what was observed."""
     return {"state": condition, "pid": pids[0] if pids else None, "pids": list(pids),
             "plan": plan["hash"] if condition != "absent" else None, "healthy": True, "strays": [],
+            "restarts": 0,
             "passport": {"plan": plan, "memory": {"observed": memory} if memory else {}}}
 
 

@@ -117,6 +117,8 @@ def test_shared_memory_is_as_the_plan_has_it():
     ("/hub/models--a--b/snapshots/c0ffee/m.gguf", "gguf", "/hub/models--a--b"),
     ("/hub/models--a--b/snapshots/c0ffee", "safetensors", "/hub/models--a--b"),
     ("/hub/models--a--b/snapshots/c0ffee/Q4/m.gguf", "gguf", "/hub/models--a--b"),
+    # The root of a host is nobody's folder of models.
+    ("/m.gguf", "gguf", "/m.gguf"),
     # A folder of that name which is none of a hub's has nothing to do with what lies beside it.
     ("/snapshots/m", "safetensors", "/snapshots/m"),
     ("/data/snapshots/m/m.gguf", "gguf", "/data/snapshots/m"),

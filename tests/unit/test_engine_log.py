@@ -154,6 +154,7 @@ def stands(text):
 
 def test_the_phases_of_a_real_start_of_vllm():
     assert stands(log("vllm", "a start that went well")) == [
+        {"text": "starting the engine"},
         {"text": "loading weights"},
         {"text": "loading weights", "done": 0, "total": 1, "unit": "shards"},
         {"text": "loading weights", "done": 1, "total": 1, "unit": "shards"},
@@ -170,7 +171,7 @@ def test_the_phases_of_a_real_start_of_vllm():
 def test_the_phases_of_a_real_start_of_vllm_on_a_gpu():
     told = stands(H200)
     assert list(dict.fromkeys(one["text"] for one in told)) == [
-        "loading weights", "weights loaded", "compiling", "compiled", "cache allocated",
+        "starting the engine", "loading weights", "weights loaded", "compiling", "compiled", "cache allocated",
         "capturing graphs", "graphs captured", "engine ready", "starting the server", "listening"]
     assert [(one["done"], one["total"]) for one in told if "done" in one] == [
         (0, 51), (27, 51), (51, 51), (0, 51), (31, 51), (51, 51)]

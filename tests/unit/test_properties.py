@@ -40,6 +40,7 @@ from ansible.module_utils.firstlight import (
 )
 from ansible.module_utils.firstlight import library_path as looking
 from ansible.module_utils.firstlight.planning import (
+    command,
     container,
     health,
     judge,
@@ -430,7 +431,8 @@ def test_a_command_that_is_offered_is_one_command_with_what_it_should_carry(
 # Plans.
 
 # Set for every engine, beside what its release has in the catalog.
-OUR_ENVIRONMENT = {"PYTHONUNBUFFERED", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"}
+OUR_ENVIRONMENT = {"PYTHONUNBUFFERED", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES",
+                   *command.ALONE, *command.CACHES}
 PARTS = ("weights_bytes", "kv_bytes", "activation_bytes", "graph_bytes", "context_bytes")
 SITUATIONS = strategies.situations() | strategies.on_gpus()
 

@@ -124,7 +124,8 @@ def _needed(path: str, model: Dict[str, Any]) -> List[str]:
         # Any other folder may be called so too.
         if part == "snapshots" and parts[at - 1].startswith("models--"):
             return ["/".join(parts[:at])]
-    return [folder]
+    # The root of a host is nobody's folder of models.
+    return [path if folder == "/" else folder]
 
 
 def _folders(plan: Plan) -> List[Dict[str, str]]:
