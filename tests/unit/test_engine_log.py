@@ -172,8 +172,8 @@ def test_the_phases_of_a_real_start_of_vllm_on_a_gpu():
     told = stands(H200)
     assert list(dict.fromkeys(one["text"] for one in told)) == [
         "starting the engine", "loading weights", "weights loaded", "compiling", "compiled",
-        "cache allocated", "capturing graphs", "graphs captured", "engine ready", "starting the server",
-        "listening"]
+        "cache allocated", "capturing graphs", "graphs captured", "engine ready",
+        "starting the server", "listening"]
     assert [(one["done"], one["total"]) for one in told if "done" in one] == [
         (0, 51), (27, 51), (51, 51), (0, 51), (31, 51), (51, 51)]
 
