@@ -1194,19 +1194,19 @@ def test_what_can_be_put_back_is_where_something_cannot(library_root, mend, monk
     before = library_root.snapshot()
     write = paths.write
 
-    def no_space(path, *more, **how):
+    def refuses(path, *more, **how):
         if str(path) == str(library_root.path(CACHE)):
-            raise OSError(28, "No space left on device", path)
+            raise OSError(30, "Read-only file system", path)
         write(path, *more, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(paths, "write", no_space)
+        patch.setattr(paths, "write", refuses)
         patch.setattr(linker_cache, "loads", lambda *_: ["a program gets another"])
         did = mend()
     assert did["failed"] is True
     assert "a program gets another" in did["msg"]
     assert "Putting everything back failed too" in did["msg"]
-    assert "No space left on device" in did["msg"]
+    assert "Read-only file system" in did["msg"]
     assert not library_root.path(CONF).exists()
     # The next run puts back the rest first.
     monkeypatch.setattr(linker_cache, "loads", lambda *_: ["a program gets another"])
