@@ -135,6 +135,10 @@ def _bring(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any]
         found = endpoint.observe()
         told = reasons(params, found, endpoint)
         if not told:
+            if change.recovered:
+                # What the earlier run had made and not come to start.
+                with contextlib.suppress(OSError, ServiceError):
+                    endpoint.discard(endpoint.coming)
             return {"changed": change.recovered, "recovered": change.recovered, "reasons": []}
         _snapshot(endpoint, change)
         if not engine_reasons(params, found, endpoint):

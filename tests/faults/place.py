@@ -31,6 +31,9 @@ RIG = [sys.executable, str(REPOSITORY / "tests" / "rig" / "hosts")]
 ENGINE = "firstlight-engine:llama-server"
 NAME = "faulty"
 KEY = "a-key-of-the-tests-of-faults"
+ALWAYS = "answered all the time"
+AT_ONCE = 20
+"""Questions that one client has open at most."""
 PATIENCE_S = 120
 """How long something is waited for that comes within seconds; its lack is a failure."""
 
@@ -226,59 +229,64 @@ class Place:
             {"Content-Type": "application/json", "Authorization": "Bearer " + KEY})
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with urllib.request.urlopen(request, timeout=20, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
             return json.load(answer)["choices"][0]["text"] == oracle["completion"]
 
 
 class Client(threading.Thread):
-    """Somebody who asks the old endpoint all the time, and notes when it answered rightly."""
+    """Somebody who asks the old endpoint all the time, and notes when it answered rightly.
+
+    A question that hangs keeps nobody from asking the next one.
+    """
 
     def __init__(self, place):
         super().__init__(daemon=True)
-        self.place, self.asked, self.heard = place, [], set()
+        self.place = place
+        self.right, self.wrong = [], []
         self.leaving = threading.Event()
 
     def run(self):
-        while not self.leaving.wait(0.1):
-            try:
-                right = self.place.asked()
-                said = "" if right else "another answer"
-            except (OSError, ValueError, LookupError) as problem:
-                right, said = False, repr(problem)
-            self.asked.append((time.monotonic(), right))
-            if said:
-                self.heard.add(said)
+        asking = []
+        while not self.leaving.wait(0.2):
+            asking = [one for one in asking if one.is_alive()]
+            if len(asking) < AT_ONCE:
+                asking.append(threading.Thread(target=self.ask, daemon=True))
+                asking[-1].start()
+        for one in asking:
+            one.join()
+
+    def ask(self):
+        begun = time.monotonic()
+        try:
+            assert self.place.asked(), "another answer"
+            self.right.append((begun, time.monotonic()))
+        except (OSError, ValueError, LookupError, AssertionError) as problem:
+            self.wrong.append(repr(problem))
 
     def __enter__(self):
         self.start()
-        until(lambda: self.asked, "a first answer")
+        until(lambda: self.right, "a first answer")
         return self
 
     def __exit__(self, *why):
         self.leaving.set()
-        self.join(30)
+        self.join(60)
 
     def back(self):
-        """Wait until it answers, if it does not."""
+        """Wait until it answers what it is asked from now on."""
         now = time.monotonic()
-        until(lambda: self.asked[-1][0] > now and self.asked[-1][1], "an answer of the old one", 60)
-
-    @property
-    def failures(self):
-        return sum(not right for _, right in self.asked)
+        until(lambda: any(begun > now for begun, _ in self.right), "an answer of the old one")
 
     @property
     def gap_s(self):
-        """The longest time without an answer, from the last right one to the next."""
-        gap, last, failed = 0.0, None, False
-        for at, right in self.asked:
-            if not right:
-                failed = True
-                continue
-            if failed and last is not None:
-                gap = max(gap, at - last)
-            last, failed = at, False
-        return gap
+        """The longest time between two right answers."""
+        at = sorted(ended for _, ended in self.right)
+        return max((later - earlier for earlier, later in zip(at, at[1:])), default=0.0)
+
+    @property
+    def told(self):
+        """What became of the old endpoint, in words."""
+        return "answered again after %.1f s" % self.gap_s if self.wrong else ALWAYS
 
 
 class Container(Place):
@@ -338,7 +346,7 @@ class Container(Place):
             "ansible_python_interpreter": "/usr/bin/python3",
             "ansible_ssh_common_args": "-F %s" % settings,
             # One connection for each run, whose end is the run's.
-            "ansible_control_path": str(self.folder / "cp-%C")}
+            "ansible_control_path": str(self.folder / "control")}
 
     def shell(self, *argv):
         return output(["docker", "exec", self.container, *argv])

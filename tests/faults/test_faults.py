@@ -19,7 +19,7 @@ import tempfile
 import threading
 
 import pytest
-from place import ENGINE, NAME, Client, Container, Place, faulty, free_port, output, until
+from place import ALWAYS, ENGINE, NAME, Client, Container, Place, faulty, free_port, output, until
 
 pytestmark = pytest.mark.timeout(600)
 FAULTS = ("dies", "garbage", "killed", "memory", "never", "slow")
@@ -106,14 +106,6 @@ def nothing_left(place, before):
     assert place.journals() == []
 
 
-def in_words(client):
-    """What became of the old endpoint."""
-    print("what a client of the old endpoint was told:", client.heard)
-    if not client.failures:
-        return "answered all the time"
-    return "answered again after %.1f s" % client.gap_s
-
-
 def fails(place, new, said, meddle=lambda run, before: None, bound_s=BOUND_S):
     """Play a change that fails; returns the rest of the row for the table."""
     before = place.state()
@@ -125,7 +117,7 @@ def fails(place, new, said, meddle=lambda run, before: None, bound_s=BOUND_S):
     for words in said:
         assert words in run.output, run.output
     assert client.gap_s < bound_s
-    told = run.reason, in_words(client), rest(place)
+    told = run.reason, client.told, rest(place)
     nothing_left(place, before)
     return told
 
@@ -163,7 +155,7 @@ def test_a_port_that_a_stranger_has(here, tell):
         port = stranger.getsockname()[1]
         told = fails(here, dict(here.old, port=port),
                      ["Nothing was touched", "port %d is held by pid %d" % (port, os.getpid())])
-    assert told[1] == "answered all the time"
+    assert told[1] == ALWAYS
     tell("a stranger has the port", *told)
 
 
@@ -208,14 +200,14 @@ def test_an_image_that_is_nowhere(here, tell):
     finally:
         registry.shutdown()
         registry.server_close()
-    assert told[1] == "answered all the time"
+    assert told[1] == ALWAYS
     tell("the registry has no such image", *told)
 
 
 def test_a_registry_that_is_down(here, tell):
     told = fails(here, dict(here.old, image="127.0.0.1:1/engine:none"),
                  ["image 127.0.0.1:1/engine:none", "connection refused"])
-    assert told[1] == "answered all the time"
+    assert told[1] == ALWAYS
     tell("the registry is down", *told)
 
 
@@ -231,7 +223,7 @@ def test_a_container_of_another_with_the_name(here, tell):
         assert here.shell("docker", "inspect", "--format", "{{.State.Status}}", name) == "created"
     finally:
         here.shell("docker", "rm", "--force", name)
-    assert told[1] == "answered all the time"
+    assert told[1] == ALWAYS
     tell("a foreign container has the name", *told)
 
 
@@ -258,7 +250,7 @@ def test_a_disk_that_fills_up_in_the_middle(here, tell):
         filler.unlink(missing_ok=True)
     assert "No space left on device" in run.output
     assert client.gap_s < BOUND_S
-    told = run.reason, in_words(client), rest(here)
+    told = run.reason, client.told, rest(here)
     nothing_left(here, before)
     tell("the disk fills up in mid-switch", *told)
 
@@ -276,28 +268,26 @@ def test_a_controller_that_is_killed(here, tell):
         client.back()
     assert client.gap_s < BOUND_S
     tell("the controller is killed in mid-switch, and the engine dies", "nothing: it was killed",
-         in_words(client), rest(here))
+         client.told, rest(here))
     nothing_left(here, before)
 
 
 def test_everything_that_is_killed_between_stop_and_start(here, tell):
     before = here.state()
     [old] = before["running"]
-    with Client(here) as client:
+    watch = ["docker", "events", "--filter", "container=" + old, "--filter", "event=kill",
+             "--format", "{{.Action}}"]
+    with Client(here) as client, subprocess.Popen(
+            watch, stdout=subprocess.PIPE, text=True) as events:
         run = here.begin(dict(here.old, image=faulty("slow")))
-        new = here.new_one(before, "created")
-        until(here.at_work, "a switch")
-        with subprocess.Popen(
-                ["docker", "events", "--filter", "container=" + old, "--filter", "event=kill",
-                 "--since", "5m", "--until", "2m", "--format", "{{.Action}}"],
-                stdout=subprocess.PIPE, text=True) as events:
-            # The old one is told to end, and ends; nobody is there to start the new one.
-            assert events.stdout.readline() == "kill\n"
-            for number in (signal.SIGSTOP, signal.SIGKILL):
-                for pid in here.workers():
-                    os.kill(pid, number)
-            run.kill()
-            events.kill()
+        # The old one is told to end, and ends; nobody is there to start the new one.
+        assert events.stdout.readline() == "kill\n"
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in here.workers():
+                os.kill(pid, number)
+        run.kill()
+        events.kill()
+        [new] = here.containers() - before["containers"]
         until(lambda: not here.containers("running"), "an end of the old one")
         assert here.shell("docker", "inspect", "--format", "{{.State.Status}}", new) == "created"
         assert here.journals() == ["endpoint-%s.json" % NAME]
@@ -324,7 +314,7 @@ def test_two_runs_at_once(here, tell):
     assert here.play(new).changed == 0
     assert len(here.containers("running")) == 1
     assert client.gap_s < BOUND_S
-    tell("two runs at once", refused[0].reason if refused else "both ended well", in_words(client),
+    tell("two runs at once", refused[0].reason if refused else "both ended well", client.told,
          "changed=0")
     assert here.play(here.old).ok
     assert rest(here) == "changed=0"
@@ -337,9 +327,9 @@ def test_a_change_beside_the_old_one(host, tell):
     with Client(host) as client:
         run = host.play(dict(host.old, context=1024))
         assert run.ok, run.output
-    assert client.failures == 0, client.heard
+    assert client.wrong == []
     assert host.play(host.old).ok
-    tell("none: a change behind a way in", "proven", in_words(client), rest(host))
+    tell("none: a change behind a way in", "proven", client.told, rest(host))
 
 
 @pytest.mark.parametrize(("fault", "title", "said"), [
@@ -348,7 +338,7 @@ def test_a_change_beside_the_old_one(host, tell):
 ])
 def test_a_new_one_that_is_not_right_beside_the_old_one(host, tell, fault, title, said):
     told = fails(host, dict(host.old, image=faulty(fault)), said)
-    assert told[1] == "answered all the time"
+    assert told[1] == ALWAYS
     tell(title, *told)
 
 
@@ -365,8 +355,8 @@ def test_ssh_that_is_cut(host, tell):
     assert json.loads(host.files()[1])["plan"]["image"] == faulty("slow")
     again = host.play(new)
     assert (again.ok, again.changed) == (True, 0), again.output
-    assert client.failures == 0, client.heard
-    tell("ssh is cut in mid-switch", run.reason, in_words(client) + "; the switch ended by itself",
+    assert client.wrong == []
+    tell("ssh is cut in mid-switch", run.reason, client.told + "; the switch ended by itself",
          "changed=0")
     assert host.play(host.old).ok
     assert rest(host) == "changed=0"
@@ -382,7 +372,7 @@ def test_a_docker_daemon_that_is_restarted(host, tell):
         client.back()
     assert client.gap_s < BOUND_S
     tell("Docker is restarted in mid-switch", "proven" if run.ok else run.reason,
-         in_words(client), rest(host))
+         client.told, rest(host))
     nothing_left(host, before)
 
 
@@ -392,5 +382,5 @@ def test_a_host_that_is_rebooted(host, tell):
         host.boot("restart")
         client.back()
     assert client.gap_s < BOUND_S
-    tell("the host is rebooted", "-", in_words(client), rest(host))
+    tell("the host is rebooted", "-", client.told, rest(host))
     nothing_left(host, before)

@@ -197,7 +197,7 @@ def test_a_crash_loop_of_what_served_is_told(host, docker, tmp_path, monkeypatch
     host.switched(plan)
     flag.touch()
     os.kill(docker.containers[container_of(host, plan)]["State"]["Pid"], signal.SIGKILL)
-    until(lambda: docker.containers[container_of(host, plan)]["RestartCount"] > 1)
+    until(lambda: docker.containers[container_of(host, plan)]["RestartCount"] >= endpoint.CRASHES)
     chat = until(lambda: (found := host.chat())["state"] == "failed" and found)
     assert (chat["plan"], chat["healthy"]) == (None, False)
     assert chat["restarts"] > 1
@@ -394,6 +394,17 @@ def test_after_a_killed_switch_the_next_run_goes_back_and_then_ahead(host, again
     assert result["recovered"] is True
     assert host.running() == {container_of(host, wanted)}
     assert host.switch(wanted)["changed"] is False
+
+
+def test_what_a_killed_run_had_made_and_not_started_goes_with_the_way_back(host):
+    old = contained()
+    host.switched(old)
+    host.make(contained())
+    (pathlib.Path(host.root) / "journal" / "endpoint-chat.json").write_text('{"entries": []}')
+    result = host.switched(old)
+    assert (result["recovered"], result["reasons"]) == (True, [])
+    assert host.running() == set(host.docker.containers) == {container_of(host, old)}
+    assert host.switch(old)["changed"] is False
 
 
 def test_a_work_that_is_killed_is_put_back_by_its_guard(host):
