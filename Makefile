@@ -132,6 +132,11 @@ rig: $(DEV)/ready ## Bring Docker and the images of the hosts that molecule play
 rig-down: $(DEV)/ready ## Remove those hosts, and stop Docker if the rig started it
 	@$(RIG) teardown
 
+.PHONY: faults
+faults: rig ## Make each fault that an endpoint has to survive, and tell what became of it
+	@$(RIG) engines llama-server
+	$(IN_DEV) pytest -q tests/faults
+
 .PHONY: test-gpu
 test-gpu: $(DEV)/ready ## Hold what we say of this machine's NVIDIA GPUs against nvidia-smi
 	$(IN_DEV) pytest -q -s tests/hardware

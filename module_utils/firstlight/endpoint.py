@@ -40,6 +40,10 @@ FAILED_LOG = "failed.log"
 LOG_PERIOD_S = 1.0
 
 
+# How long an engine that is replaced may take for its answers, and how long nobody asks it then.
+DRAIN_S = 60.0
+QUIET_S = 0.5
+
 # What a step of the way back may meet without ending the others.
 TROUBLE = (OSError, ServiceError, TimeoutError, WayInError)
 
@@ -261,6 +265,25 @@ class Endpoint:
         told = engine_log.diagnose(log, self.signatures, plan["engine"], "endpoint " + self.name)
         return ("\n" + text(told) + "\n" if told else " ") + "Its log ends:\n" + "\n".join(
             log.splitlines()[-20:])
+
+    def drain(self, plan: Plan, report: Report) -> None:
+        """Wait until the engine of a plan, which nobody new is sent to, has answered everyone.
+
+        A container that is stopped takes its network along: who waits for an answer from it would
+        not even be told that there will be none.
+        """
+        begun = quiet_since = time.monotonic()
+        last = 0
+        while True:
+            now, asked = time.monotonic(), processes.connections(plan["engine_port"])
+            if asked:
+                quiet_since = now
+            if now - quiet_since >= QUIET_S or now - begun >= DRAIN_S:
+                return
+            if asked and asked != last:
+                report({"text": "proven; the old engine still answers %d" % asked})
+            last = asked
+            time.sleep(0.05)
 
     def listens(self, plan: Plan, status: Optional[Found] = None) -> bool:
         """Whether it is this endpoint that has the plan's port."""

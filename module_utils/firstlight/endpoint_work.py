@@ -174,6 +174,7 @@ def _serve(endpoint: Endpoint, params: Params, found: Found, report: Report, pla
     seen = endpoint.placed(plan)
     _bring_way_in(endpoint, plan, way_in)
     if beside:
+        endpoint.drain(before["plan"], report)
         endpoint.docker.stop_others(endpoint.name)
     if found["passport"] and found["passport"]["plan"]["hash"] != plan["hash"]:
         folder = "undone" if params["state"] == "previous" else ""

@@ -21,7 +21,7 @@ from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 from .planning.requests import NAME
 from .planning.way_in import PREFIX
 
-LISTEN = "0A"
+LISTEN, ESTABLISHED = "0A", "01"
 MAX_COMMAND = 200
 # Words after which, or after whose `=`, a command line may carry a secret; and secrets by their
 # look. Anyone on the host can read them there; reports and logs must not spread them.
@@ -233,17 +233,28 @@ def _of_service(root: str, name: str) -> List[int]:
     return [one["pid"] for one in engines(root).get(name, [])]
 
 
+def connections(port: int, proc: str = "/proc") -> int:
+    """How many connections from this host to this port are open, be it its own or another's."""
+    return sum(fields[3] == ESTABLISHED and int(fields[2].rpartition(":")[2], 16) == port
+               for table in TABLES for fields in _sockets(os.path.join(proc, table)))
+
+
 def _listening(table: str) -> Iterable[Tuple[int, str, int]]:
     """(port, socket inode, uid) of each listening socket of a /proc/net/tcp table."""
+    for fields in _sockets(table):
+        if fields[3] == LISTEN:
+            yield int(fields[1].rpartition(":")[2], 16), fields[9], int(fields[7])
+
+
+def _sockets(table: str) -> Iterable[List[str]]:
+    """The fields of each line of a /proc/net/tcp table: 1 and 2 are its ends, 3 is its state."""
     try:
         with open(table, encoding="ascii") as file:
             rows = file.read().splitlines()[1:]
     except OSError:
         return
     for row in rows:
-        fields = row.split()
-        if fields[3] == LISTEN:
-            yield int(fields[1].rpartition(":")[2], 16), fields[9], int(fields[7])
+        yield row.split()
 
 
 def _pids(proc: str) -> List[int]:

@@ -8,11 +8,18 @@ import pytest
 TABLE = pytest.StashKey()
 HEAD = ("fault", "what the run said", "the old endpoint", "the next run")
 
+WIDTH = 180
+
 
 @pytest.fixture
 def tell(request):
     """Add a row: the fault, what the run said, what became of the old endpoint, the next run."""
-    return lambda *row: request.config.stash[TABLE].append(row)
+    return lambda *row: request.config.stash[TABLE].append([short(cell) for cell in row])
+
+
+def short(text):
+    """As much of a text as a cell takes."""
+    return text if len(text) <= WIDTH else text[:WIDTH].rsplit(None, 1)[0] + " …"
 
 
 def pytest_configure(config):

@@ -162,11 +162,11 @@ def healthy(url):
 
 
 @contextlib.contextmanager
-def other_run(host, wanted, main=endpoint_switch.main):
+def other_run(host, wanted, main=endpoint_switch.main, **how):
     """The module in a process of its own."""
     def task():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        with patch_module_args(dict(host.params(wanted), _ansible_remote_tmp="/tmp")):
+        with patch_module_args(dict(host.params(wanted), _ansible_remote_tmp="/tmp", **how)):
             main()
 
     process = FORK.Process(target=task)

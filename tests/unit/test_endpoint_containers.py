@@ -470,6 +470,20 @@ def test_the_old_one_serves_until_the_new_one_is_proven_beside_it(host, docker):
 
 
 @needs_haproxy
+def test_the_old_one_answers_whom_it_was_sent_before_it_ends(host):
+    port = free_port()
+    old, new = behind(contained(), port), behind(contained(), port)
+    switched_behind(host, old)
+    host.make(new)
+    state = pathlib.Path(host.root) / "journal" / "endpoint-chat.run.json"
+    with socket.create_connection(("127.0.0.1", old["engine_port"])), \
+            other_run(host, new, way_in=way_in_wanted(host.root, new, [KEY])):
+        until(lambda: state.exists() and "the old engine still answers 1" in state.read_text())
+        assert host.running() == {container_of(host, old), container_of(host, new)}
+    until(lambda: host.running() == {container_of(host, new)})
+
+
+@needs_haproxy
 def test_what_fails_beside_leaves_the_old_one_untouched(host, docker):
     port = free_port()
     old = behind(contained(), port)

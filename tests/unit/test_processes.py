@@ -136,6 +136,17 @@ def test_a_bound_socket_that_does_not_listen_holds_nothing():
         assert processes.holders([bound.getsockname()[1]]) == {}
 
 
+def test_who_is_connected_to_a_port_is_counted():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert processes.connections(port) == 0
+        with socket.create_connection(("127.0.0.1", port)) as client, server.accept()[0]:
+            assert processes.connections(port) == 1
+            # Of the other end it is the port of who asks.
+            assert processes.connections(client.getsockname()[1]) == 1
+        assert processes.connections(port) == 0
+
+
 def test_a_port_held_by_an_engine_of_ours_says_so(root):
     with engine(root, LISTENS) as (process, port):
         assert processes.holders([int(port)])[int(port)] == {
