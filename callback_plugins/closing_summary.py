@@ -217,7 +217,7 @@ def _row(host, passport, verdict):
 def _reason(result):
     """The first line of why something failed; of a loop, of its first item that did."""
     for one in result.get("results") or []:
-        if isinstance(one, dict) and one.get("failed"):
+        if isinstance(one, dict) and (one.get("failed") or one.get("unreachable")):
             return "its result is hidden (no_log)" if "censored" in one else _reason(one)
     said = result.get("msg") or result.get("stderr") or result.get("reason") or "no reason given"
     text = "\n".join(map(str, said)) if isinstance(said, list) else str(said)

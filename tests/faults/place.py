@@ -201,10 +201,15 @@ class Place:
                 if name.startswith("endpoint-") and name.endswith(".json")
                 and not name.endswith(".run.json")]
 
-    def new_one(self, before, *states):
-        """Wait for a container that was not there before, in one of these states."""
-        (name,) = until(lambda: self.containers(*states) - before["containers"],
-                        "a new container that is " + " or ".join(states))
+    def made(self, before):
+        """Wait for a container that was not there before."""
+        (name,) = until(lambda: self.containers() - before["containers"], "a new container")
+        return name
+
+    def started(self, before):
+        """Wait for a container that did not run before."""
+        (name,) = until(lambda: self.containers("running") - before["running"],
+                        "another container that runs")
         return name
 
     def workers(self):

@@ -163,7 +163,7 @@ def test_a_port_that_a_stranger_takes_in_the_middle(here, tell):
     port = free_port()
     with contextlib.ExitStack() as stack:
         def take(run, before):
-            here.new_one(before, "created")
+            here.made(before)
             stack.enter_context(socket.create_server(("127.0.0.1", port)))
 
         tell("a stranger takes the port in mid-run", *fails(
@@ -231,7 +231,7 @@ def test_a_disk_that_fills_up_in_the_middle(here, tell):
     filler = pathlib.Path(here.root).with_name("filler")
 
     def fill(run, before):
-        here.new_one(before, "running")
+        here.started(before)
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             for size in (1 << 20, 1 << 12, 1):
                 with contextlib.suppress(OSError):
@@ -262,7 +262,7 @@ def test_a_controller_that_is_killed(here, tell):
     before = here.state()
     with Client(here) as client:
         run = here.begin(dict(here.old, image=faulty("dies")))
-        here.new_one(before, "running")
+        here.started(before)
         run.kill()
         until(lambda: not here.at_work(), "an end of the switch")
         client.back()
@@ -347,7 +347,7 @@ def test_ssh_that_is_cut(host, tell):
     before = host.state()
     with Client(host) as client:
         run = host.begin(new)
-        host.new_one(before, "running")
+        host.started(before)
         host.cut()
         assert not run.ok, run.output
         until(lambda: not host.at_work(), "an end of the switch")
@@ -367,7 +367,7 @@ def test_a_docker_daemon_that_is_restarted(host, tell):
     before = host.state()
     with Client(host) as client:
         run = host.begin(new)
-        host.new_one(before, "running")
+        host.started(before)
         host.shell("systemctl", "restart", "docker")
         run.ended()
         client.back()
