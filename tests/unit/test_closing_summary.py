@@ -28,6 +28,13 @@ PLAY = """
           more of it
       loop: [1, 2]
       when: inventory_hostname == 'bad' and item == 2
+    - name: Lose the host in an item
+      ansible.builtin.raw: "true"
+      loop: [1, 2]
+      vars:
+        ansible_host: 127.0.0.1
+        ansible_port: 1  # where nobody listens
+      when: inventory_hostname == 'lost'
     - name: Fail and be rescued
       when: inventory_hostname == 'host1'
       block:
@@ -134,8 +141,8 @@ def test_a_fleet_has_a_line_for_each_endpoint_and_what_is_not_proven_comes_last(
         "host2": [passport("chat", 8001), passport("code", 8009)],
         "host3": [passport("chat", 8003)],
         "odd": [passport("chat", 8004, plan="not a plan")],
-    }, hosts=["bad", "silent"])
-    assert status == 2
+    }, hosts=["bad", "lost", "silent"])
+    assert status != 0
     told = output[output.index("FIRST LIGHT"):].splitlines()
     assert told[2:7] == [
         "chat on host1  proven      http://127.0.0.1:8000  canary on llama_cpp 1.2  77 tokens/s",
@@ -146,7 +153,10 @@ def test_a_fleet_has_a_line_for_each_endpoint_and_what_is_not_proven_comes_last(
         "code on host2  not asked   http://127.0.0.1:8009  canary on llama_cpp 1.2  99 tokens/s",
     ]
     assert told[8].startswith("odd: its passports cannot be read")
-    assert told[10:13] == [
+    assert told[12].startswith(
+        '  lost unreachable in The play, task "Lose the host in an item": ')
+    assert "127.0.0.1" in told[12]
+    assert [*told[10:12], told[13]] == [
         "not done:",
         '  bad failed in The play, task "Fail in an item": 1 item is bad: the item 2',
         '  silent failed in The play, task "Keep a secret {{ secret }}": '
