@@ -74,6 +74,11 @@ options:
     type: list
     elements: dict
     default: []
+  attempts:
+    description: Attempts of this run that failed before; the passport tells them with this one.
+    type: list
+    elements: dict
+    default: []
   keep:
     description: How many older generations stay, with what they need.
     type: int
@@ -89,6 +94,12 @@ options:
         and they would lose their GPUs by that.
     type: bool
     default: false
+  proof:
+    description:
+      - How the endpoint is proven - C(streams), the requests that are sent at once, and C(floors),
+        by the endpoint's name.
+    type: dict
+    default: {}
   request_timeout_s:
     description: Seconds allowed for one request of the proof.
     type: float
@@ -157,6 +168,34 @@ verdict:
   description: The proof of a switch that was made, as C(smoke_inference) returns it.
   returned: when switched
   type: dict
+attempt:
+  description:
+    - What is known of an attempt whose engine did not get ready, by which it can be made once more
+      with a change. C(findings) is what its log says, without lines of it; C(words) what the
+      patterns found, by the row's id.
+  returned: when the engine did not get ready
+  type: dict
+  contains:
+    at:
+      description: When it failed, in UTC.
+      type: str
+    plan:
+      description: The hash of the plan that was tried.
+      type: str
+    outcome:
+      description: V(failed); in a passport the last one is V(proven).
+      type: str
+    adjustments:
+      description: What the plan had taken up of earlier attempts.
+      type: list
+      elements: dict
+    findings:
+      description: What its log says, in Firstlight's shape of findings.
+      type: list
+      elements: dict
+    words:
+      description: What the pattern of each row found, by the row's id.
+      type: dict
 recovered:
   description: Whether an earlier switch was found half done and put back first.
   returned: when it wrote anything
@@ -187,7 +226,7 @@ def plan(params, found, endpoint):
 def apply(module, endpoint, params):
     """Have the work done on the host, and watch it."""
     def work(report):
-        return _told(endpoint, lambda: endpoint_work.do(endpoint, params, report))
+        return _told(endpoint, params, lambda: endpoint_work.do(endpoint, params, report))
 
     def recover():
         def go_back():
@@ -196,7 +235,7 @@ def apply(module, endpoint, params):
                 pass
             raise NotServing("The work on %s was ended in the middle." % endpoint.name)
 
-        return _told(endpoint, go_back)
+        return _told(endpoint, params, go_back)
 
     file = os.path.join(params["root"], "journal", "endpoint-%s.run.json" % endpoint.name)
     told = detached.watch(
@@ -206,12 +245,13 @@ def apply(module, endpoint, params):
         return {"finished": False, "progress": told["progress"]}
     result = told["result"]
     if "failed" in result:
-        module.fail_json(msg=result["failed"])
+        module.fail_json(msg=result.pop("failed"), name=endpoint.name, **result)
     return result
 
 
-def _told(endpoint, task):
+def _told(endpoint, params, task):
     """What came of it, in a form that can be written down."""
+    attempt = None
     try:
         return task()
     except Busy as problem:
@@ -220,10 +260,11 @@ def _told(endpoint, task):
         said = str(problem)
     except NotServing as problem:
         said = "%s\n%s" % (problem, endpoint.what_serves())
+        attempt = endpoint_work.failed_attempt(params, problem)
     except Exception as problem:  # its process ends with it, so this is the only word of it
         said = "Endpoint %s: %s\n%s" % (
             endpoint.name, str(problem) or type(problem).__name__, endpoint.what_serves())
-    return {"failed": said}
+    return {"failed": said, **({"attempt": attempt} if attempt else {})}
 
 
 def main():
@@ -244,9 +285,11 @@ def main():
             "way_in": {"type": "dict"},
             "facts": {"type": "dict", "default": {}},
             "signatures": {"type": "list", "elements": "dict", "default": []},
+            "attempts": {"type": "list", "elements": "dict", "default": []},
             "keep": {"type": "int", "default": 2},
             "spared": {"type": "list", "elements": "str", "default": []},
             "consent": {"type": "bool", "default": False},
+            "proof": {"type": "dict", "default": {}},
             "request_timeout_s": {"type": "float", "default": 120.0},
             "run": {"type": "str", "default": ""},
             "wait_s": {"type": "float", "default": 20.0},

@@ -13,10 +13,11 @@ import json
 import os
 import socket
 import urllib.parse
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Dict, Iterable, Iterator, Optional
 
 SOCKETS = ("/run/docker.sock", "/var/run/docker.sock")
 MAX_BODY = 16 * 2**20
+CHUNK = 256 * 1024
 # Stopping a container takes its grace period, and a daemon that is busy answers late.
 TIMEOUT_S = 120.0
 # How a log's frame begins when the container has no terminal: stream, three zeros, length.
@@ -83,6 +84,14 @@ class Api:
         :raises Away: when none comes.
         :raises Refused: for a status from 400 on.
         """
+        return next(self._answer(method, target, query, body, MAX_BODY))
+
+    def _answer(self, method: str, target: str, query: Dict[str, Any],
+                body: Optional[Dict[str, Any]], most: int) -> Iterator[bytes]:
+        """The body of an answer in parts of at most that many bytes, the first in any case.
+
+        Raises as :meth:`call`.
+        """
         path = self._path or socket_path()
         if path is None:
             raise Away("no Docker socket in %s" % " or ".join(SOCKETS))
@@ -95,14 +104,17 @@ class Api:
                 None if body is None else json.dumps(body).encode(),
                 {} if body is None else {"Content-Type": "application/json"})
             response = connection.getresponse()
-            content = response.read(MAX_BODY)
+            content = response.read(most)
+            if response.status >= 400:
+                raise Refused(response.status, _message(content))
+            yield content
+            while content:
+                content = response.read(most)
+                yield content
         except (OSError, http.client.HTTPException) as problem:
             raise Away("%s: %s" % (path, str(problem) or type(problem).__name__)) from problem
         finally:
             connection.close()
-        if response.status >= 400:
-            raise Refused(response.status, _message(content))
-        return content
 
     def _json(self, content: bytes) -> Any:
         try:
@@ -121,6 +133,28 @@ class Api:
                             {"stdout": 1, "stderr": 1, "tail": lines, "since": "%.6f" % since})
         return unframed(content).decode("utf-8", "replace")
 
+    def log_chunks(self, container: str, lines: int) -> Iterator[bytes]:
+        """The last lines of a container's log, in parts, each stream as it was written.
+
+        Raises as :meth:`call`.
+        """
+        left: Optional[bytes] = b""
+        for content in self._answer("GET", "/containers/%s/logs" % quoted(container), {
+                "stdout": 1, "stderr": 1, "tail": lines}, None, CHUNK):
+            if left is None:  # of a container with a terminal, without frames
+                yield content
+                continue
+            left += content
+            end = whole_frames(left)
+            if end is None:
+                yield left
+                left = None
+            else:
+                yield unframed(left[:end])
+                left = left[end:]
+        # A frame that is longer than what came of it.
+        yield unframed(left or b"")
+
 
 def quoted(name: str) -> str:
     """A name as a part of a path."""
@@ -132,6 +166,19 @@ def _message(content: bytes) -> str:
         return str(json.loads(content)["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return content[:300].decode("utf-8", "replace").strip() or "nothing"
+
+
+def whole_frames(content: bytes) -> Optional[int]:
+    """Where the last whole frame of a log ends; ``None`` where it has no frames."""
+    at = 0
+    while at + FRAME <= len(content):
+        if content[at] > 2 or content[at + 1:at + 4] != b"\0\0\0":
+            return None
+        end = at + FRAME + int.from_bytes(content[at + 4:at + FRAME], "big")
+        if end > len(content):
+            break
+        at = end
+    return at
 
 
 def unframed(content: bytes) -> bytes:

@@ -12,13 +12,13 @@ import os
 import re
 import socket
 import time
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 from . import docker_api, paths
 from .docker_api import Api, Away, Refused, quoted
 from .planning.container import NETWORK
 from .planning.container_runtime import without_tag
-from .services import ServiceError
+from .services import LOG_LINES, ServiceError
 
 ENDPOINT, ROOT, PLAN = "firstlight.endpoint", "firstlight.root", "firstlight.plan"
 """Labels of a container of ours."""
@@ -208,6 +208,33 @@ class Docker:
                 lambda: self._api.log(container, lines, mark or 0))).strip()
         except ServiceError as problem:
             return "The log of %s cannot be read: %s" % (container, problem)
+
+    def log_place(self, name: str) -> str:
+        """How a person reads its log. Raises as :meth:`log_chunks`."""
+        return "docker logs %s" % self._logged(name)
+
+    def log_chunks(self, name: str) -> Iterator[bytes]:
+        """All that the engine wrote, in parts.
+
+        :raises ServiceError: as :meth:`ours`, and where there is no container, or no log of it.
+        """
+        container = self._logged(name)
+        try:
+            yield from self._api.log_chunks(container, LOG_LINES)
+        except (Away, Refused) as problem:
+            raise ServiceError("The log of the container %s cannot be read: %s" % (
+                container, problem)) from problem
+
+    def _logged(self, name: str) -> str:
+        """The container that the definition names; without one the youngest that there is."""
+        container = self.wanted(name)
+        if container is None:
+            there = self.ours(name)
+            if not there:
+                raise ServiceError("There is no container of %s." % name)
+            youngest = max(there, key=lambda one: one.get("Created", 0))
+            container = str(youngest["Names"][0]).lstrip("/")
+        return container
 
     def discard(self, name: str, keep: Iterable[str],
                 waiting: Optional[Iterable[str]] = None) -> List[str]:

@@ -15,10 +15,22 @@ import os
 import time
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
-from . import docker_service, engine_log, passport, paths, placement, processes, services, smoke
+from . import (
+    collective,
+    docker_api,
+    docker_service,
+    engine_log,
+    passport,
+    paths,
+    placement,
+    processes,
+    services,
+    smoke,
+)
 from .docker_service import NAMED, Docker
 from .findings import blocking, text
 from .http_client import get
+from .planning.proof import smoke_request
 from .services import ServiceError
 from .transaction import Transaction
 from .way_in import WayIn, WayInError
@@ -38,6 +50,8 @@ LOG_LINES = 4000
 FAILED_LOG = "failed.log"
 # A log is read this often while an engine loads: it is long, and the port is asked in between.
 LOG_PERIOD_S = 1.0
+# What an engine that loads or compiles takes of one processor at least.
+BUSY_SHARE = 0.2
 
 
 # How long an engine that is replaced may take for its answers, and how long nobody asks it then.
@@ -50,6 +64,17 @@ TROUBLE = (OSError, ServiceError, TimeoutError, WayInError)
 
 class NotServing(Exception):
     """The endpoint did not come up or is not right; the message is for the operator."""
+
+
+class NotReady(NotServing):
+    """The engine did not get ready.
+
+    :param matches: what its log says of the cause, as :func:`.engine_log.matches` has it.
+    """
+
+    def __init__(self, said: str, matches: List[Dict[str, Any]]) -> None:
+        super().__init__(said)
+        self.matches = matches
 
 
 class Endpoint:
@@ -187,6 +212,7 @@ class Endpoint:
             one.must_be_free(self.name)
         if not beside:
             self.end()
+        self.try_devices(plan, named.group(1) if named else None, report)
         os.makedirs(self.folder, exist_ok=True)
         paths.write(self.service.files(self.name)[0], definition.encode())
         self.service.write_link(self.name)
@@ -200,6 +226,22 @@ class Endpoint:
         phases = {"start_s": round(time.monotonic() - started, 3)}
         phases.update(self.wait_until_ready(plan, mark, report))
         return {"phases": phases, "log": self.service.log_tail(self.name, LOG_LINES, mark)}
+
+    def try_devices(self, plan: Plan, container: Optional[str], report: Report) -> None:
+        """Have the devices of a plan that is split over several write to each other.
+
+        :param container: the one that is made for the plan, where it runs in one.
+        :raises NotReady: when they do not reach each other, in the time they have.
+        """
+        # llama.cpp copies through the host where its devices do not reach each other.
+        if plan["engine"] != "vllm" or len(plan["gpus"]) < 2:
+            return
+        report({"text": "trying the ways between %d devices" % len(plan["gpus"])})
+        made = self.docker.made(self.name, container) if self.service is self.docker else None
+        said = collective.check(plan, plan["command"]["env"], made, docker_api.Api())
+        if said:
+            raise self._not_ready(
+                "The devices of %s do not reach each other." % self.name, plan, said)
 
     def end(self) -> None:
         """End its engine, whoever keeps it."""
@@ -216,7 +258,7 @@ class Endpoint:
 
         vLLM refuses connections while it loads, llama-server answers 503.
 
-        :raises NotServing: when the engine died, its log has an end in it, or the plan's time is
+        :raises NotReady: when the engine died, its log has an end in it, or the plan's time is
             over; with the log's end.
         """
         started = time.monotonic()
@@ -234,14 +276,15 @@ class Endpoint:
                 return dict(phases, ready_s=round(elapsed, 3))
             # One that is started again at once may never be seen between its end and its start.
             if status["state"] == "failed" or status.get("restarts"):
-                raise NotServing("The engine of %s died (%s)." % (self.name, status["detail"])
-                                 + self.log_end(plan, mark))
+                raise self._not_ready("The engine of %s died (%s)." % (
+                    self.name, status["detail"]), plan, self._log(mark))
             if elapsed > plan["start_timeout_s"]:
                 said = answer.brief() if answer.status != 200 else "another process answers"
-                raise NotServing(
-                    "The engine of %s was not ready within %d s: %s on %s/health."
-                    % (self.name, plan["start_timeout_s"], said, plan["url"])
-                    + self.log_end(plan, mark))
+                raise self._not_ready(
+                    "The engine of %s was not ready within %d s%s: %s on %s/health."
+                    % (self.name, plan["start_timeout_s"],
+                       ", and still works" if self._still_works() else "", said, plan["url"]),
+                    plan, self._log(mark))
             if elapsed - looked >= LOG_PERIOD_S:
                 looked = elapsed
                 self._read_log(plan, mark, elapsed, report)
@@ -249,22 +292,33 @@ class Endpoint:
 
     def _read_log(self, plan: Plan, mark: Any, elapsed: float, report: Report) -> None:
         """Say how far it is; a log that says that all is lost ends the wait."""
-        log = self.service.log_tail(self.name, LOG_LINES, mark)
+        log = self._log(mark)
         told = engine_log.progress(log)
         report(told or {"text": "starting since %d s" % elapsed})
         if engine_log.fatal(log, self.signatures, plan["engine"]):
-            raise NotServing("The engine of %s cannot start." % self.name
-                             + self.log_end(plan, mark))
+            raise self._not_ready("The engine of %s cannot start." % self.name, plan,
+                                  self._log(mark))
 
-    def log_end(self, plan: Plan, mark: Any = None) -> str:
-        """What the log says of the cause, and its last lines; the log itself is kept."""
-        log = self.service.log_tail(self.name, LOG_LINES, mark)
+    def _log(self, mark: Any) -> str:
+        return str(self.service.log_tail(self.name, LOG_LINES, mark))
+
+    def _still_works(self) -> bool:
+        """Whether its processes use the processor."""
+        pids = self.observe()["pids"]
+        worked = _worked(pids)
+        time.sleep(LOG_PERIOD_S)
+        return _worked(pids) - worked >= LOG_PERIOD_S * BUSY_SHARE
+
+    def _not_ready(self, why: str, plan: Plan, log: str) -> NotReady:
+        """With what the log says of the cause, and its last lines; the log itself is kept."""
         with contextlib.suppress(OSError):
             os.makedirs(self.folder, exist_ok=True)
             paths.write(os.path.join(self.folder, FAILED_LOG), log.encode(), mode=0o600)
-        told = engine_log.diagnose(log, self.signatures, plan["engine"], "endpoint " + self.name)
-        return ("\n" + text(told) + "\n" if told else " ") + "Its log ends:\n" + "\n".join(
-            log.splitlines()[-20:])
+        matches = engine_log.matches("%s\n%s" % (log, why), self.signatures, plan["engine"],
+                                     "endpoint " + self.name)
+        told = [one["finding"] for one in matches]
+        return NotReady(why + ("\n" + text(told) + "\n" if told else " ") + "Its log ends:\n"
+                        + "\n".join(log.splitlines()[-20:]), matches)
 
     def drain(self, plan: Plan, report: Report) -> None:
         """Wait until the engine of a plan, which nobody new is sent to, has answered everyone.
@@ -294,14 +348,14 @@ class Endpoint:
             return bool(status.get("plan") == plan["hash"])
         return processes.listens(self.root, self.name, plan["engine_port"])
 
-    def prove(self, plan: Plan, timeout_s: float) -> smoke.Verdict:
+    def prove(self, plan: Plan, timeout_s: float,
+              settings: Optional[Dict[str, Any]] = None) -> smoke.Verdict:
         """Real tokens, judged.
 
+        :param settings: as :func:`.planning.proof.smoke_request` has them.
         :raises NotServing: when they are not right.
         """
-        verdict = smoke.prove(smoke.Target(
-            plan["url"], plan["model"]["served_name"], plan.get("oracle"),
-            plan["model"]["chat_template"], timeout_s))
+        verdict = smoke.prove(smoke.of_request(smoke_request(plan, settings), timeout_s))
         if not verdict["passed"]:
             raise NotServing("The new endpoint %s is not right:\n%s" % (
                 self.name, text(verdict["findings"])))

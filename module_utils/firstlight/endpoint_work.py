@@ -14,9 +14,9 @@ import os
 import shutil
 from typing import Any, Dict, Iterable, List, Optional, Set
 
-from . import passport, paths, processes
+from . import passport, paths, processes, smoke
 from .docker_service import NAMED, Docker
-from .endpoint import FAILED_LOG, HANG_SECONDS, Endpoint, Found, NotServing, Plan, Report
+from .endpoint import FAILED_LOG, HANG_SECONDS, Endpoint, Found, NotReady, NotServing, Plan, Report
 from .engine_log import observed
 from .findings import blocking, text
 from .services import ServiceError
@@ -27,16 +27,14 @@ Params = Dict[str, Any]
 SLACK_S = 300
 """What the work may take beside its starts and its proofs."""
 
-CHECKS = 6
-"""Requests of a proof that may each take their whole time."""
-
 
 def limit_s(params: Params) -> float:
     """When the guard gives the work up, in seconds."""
     plans = params["plan"], (params["trial"] or {}).get("plan")
     starts = [one["start_timeout_s"] for one in plans if one]
     # As long again for the way back; a passport's own is not known here.
-    return float(2 * sum(starts or [3600]) + 2 * CHECKS * params["request_timeout_s"] + SLACK_S)
+    proofs = 2 * smoke.REQUESTS * params["request_timeout_s"]
+    return float(2 * sum(starts or [3600]) + proofs + SLACK_S)
 
 
 # Why.
@@ -170,7 +168,7 @@ def _serve(endpoint: Endpoint, params: Params, found: Found, report: Report, pla
               and endpoint.docker.wanted(endpoint.name) == before["service"].get("container"))
     started = endpoint.start(plan, definition, report, beside)
     report({"text": "proving"})
-    verdict = endpoint.prove(plan, params["request_timeout_s"])
+    verdict = endpoint.prove(plan, params["request_timeout_s"], params["proof"])
     seen = endpoint.placed(plan)
     _bring_way_in(endpoint, plan, way_in)
     if beside:
@@ -251,7 +249,32 @@ def _passport(endpoint: Endpoint, params: Params, plan: Plan, definition: str,
         "smoke": {"figures": verdict["figures"], "checks": verdict["checks"],
                   "findings": verdict["findings"]},
         "phases": phases,
+        "attempts": [*(_without_words(one) for one in params["attempts"]),
+                     _attempt(plan, "proven", [])],
     }
+
+
+def failed_attempt(params: Params, problem: NotServing) -> Optional[Dict[str, Any]]:
+    """The attempt that ended by this: what is known of it, and what was found in its log.
+
+    ``None`` where its engine was ready, or where no plan was to be brought.
+    """
+    plan = params["plan"] or (params["trial"] or {}).get("plan")
+    if not isinstance(problem, NotReady) or plan is None:
+        return None
+    return dict(_attempt(plan, "failed", [one["finding"] for one in problem.matches]), words={
+        one["finding"]["id"]: one["words"] for one in problem.matches})
+
+
+def _without_words(attempt: Dict[str, Any]) -> Dict[str, Any]:
+    return {key: value for key, value in attempt.items() if key != "words"}
+
+
+def _attempt(plan: Plan, outcome: str, findings: List[Dict[str, Any]]) -> Dict[str, Any]:
+    # What a log says goes no further than the message: lines of it may hold anything.
+    return {"at": passport.now(), "plan": plan["hash"], "outcome": outcome,
+            "adjustments": plan.get("adjustments", []),
+            "findings": [dict(one, evidence="") for one in findings]}
 
 
 def _resident_bytes(pids: Iterable[Any]) -> Optional[int]:
@@ -288,9 +311,11 @@ def _prove_trial(endpoint: Endpoint, params: Params, report: Report) -> Dict[str
         verdict = endpoint.prove(trial["plan"], params["request_timeout_s"])
         endpoint.placed(trial["plan"])
     except NotServing as problem:
-        raise NotServing("The canary is not served by %s %s on these devices, so %s was not "
-                         "tried. %s" % (trial["plan"]["engine"], trial["plan"]["engine_version"],
-                                        endpoint.name, problem)) from problem
+        said = "The canary is not served by %s %s on these devices, so %s was not tried. %s" % (
+            trial["plan"]["engine"], trial["plan"]["engine_version"], endpoint.name, problem)
+        if isinstance(problem, NotReady):
+            raise NotReady(said, problem.matches) from problem
+        raise NotServing(said) from problem
     passport.write_json(_record(endpoint, trial), {
         "at": passport.now(), "plan": trial["plan"], "phases": started["phases"],
         "checks": verdict["checks"], "figures": verdict["figures"]})

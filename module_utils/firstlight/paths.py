@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
-from typing import Iterable, Optional
+from typing import Iterable, Iterator, Optional
 
 DEFAULT_ROOT = "/var/lib/firstlight"
 """Where root keeps its state."""
@@ -45,6 +46,27 @@ def read(path: str) -> Optional[bytes]:
             return file.read()
     except FileNotFoundError:
         return None
+
+
+def chunks(path: str, size: int, most: int = 2**30) -> Iterator[bytes]:
+    """The bytes of a file in parts, the last ``most`` of them.
+
+    :raises OSError: when it cannot be read, or is no file.
+    """
+    # What is no file might have nobody at its other end, and would then not even be opened.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(None, "not a file")
+        file.seek(max(0, status.st_size - most))
+        left = min(status.st_size, most)
+        # What is written while it is read is left: there might be no end of it.
+        while left > 0:
+            chunk = file.read(min(size, left))
+            if not chunk:
+                return
+            left -= len(chunk)
+            yield chunk
 
 
 def write(path: str, content: bytes, mode: int = 0o644) -> None:

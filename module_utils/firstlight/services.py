@@ -13,9 +13,11 @@ import glob
 import hashlib
 import http.client
 import os
+import subprocess
+import tempfile
 import time
 import xmlrpc.client
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 from . import paths, processes, reload
 from .docker_api import UnixConnection
@@ -24,7 +26,10 @@ from .runner import Ran, run
 from .transaction import Lock
 
 LOG_BYTES = 262144
-"""Most that is read of a log."""
+"""Most that is read of a log, for its last lines."""
+LOG_LINES = 2000000
+"""Most of a log that is read as a whole."""
+CHUNK = 256 * 1024
 
 Status = Dict[str, Any]
 """``{state, pid, detail}``; state is absent, stopped, starting, running or failed."""
@@ -143,6 +148,19 @@ class Systemd:
         argv = ["journalctl", "--unit", self._unit(name), "--lines", str(lines), "--output", "cat"]
         ran = run(argv + (["--since", "@%.6f" % mark] if mark else []))
         return ran.stdout.strip() if ran.ok else ran.complaint()
+
+    def log_place(self, name: str) -> str:
+        """How a person reads its log."""
+        return "journalctl --unit " + self._unit(name)
+
+    def log_chunks(self, name: str) -> Iterator[bytes]:
+        """All that the engine wrote, in parts: what the journal still has.
+
+        :raises ServiceError: it cannot be read, or not by this user.
+        """
+        argv = ["journalctl", "--unit", self._unit(name), "--lines", str(LOG_LINES),
+                "--output", "cat"]
+        yield from _said_by(argv)
 
     def left_over(self) -> List[str]:
         """Nothing: systemd is the host's own."""
@@ -287,6 +305,24 @@ class Supervisor:
             return "%s: %s" % (path, problem.strerror)
         return "\n".join(tail[-lines:])
 
+    def log_place(self, name: str) -> str:
+        """Where its log is."""
+        return self._log(name)
+
+    def log_chunks(self, name: str) -> Iterator[bytes]:
+        """All that the engine wrote, in parts: the files that were laid aside, and the log.
+
+        :raises ServiceError: one of them cannot be read, or there is none.
+        """
+        path = self._log(name)
+        older = [file for file in glob.glob(glob.escape(path) + ".*")
+                 if file[len(path) + 1:].isdigit()]
+        for file in [*sorted(older, key=lambda file: -int(file[len(path) + 1:])), path]:
+            try:
+                yield from paths.chunks(file, CHUNK)
+            except OSError as problem:
+                raise ServiceError("%s: %s" % (file, problem.strerror)) from problem
+
     def _log(self, name: str) -> str:
         if name.startswith(way_in.PREFIX):
             return os.path.join(way_in.folder(self.root, name[len(way_in.PREFIX):]), "haproxy.log")
@@ -355,6 +391,31 @@ def kind_for_this_host() -> str:
     if os.geteuid() == 0 and os.path.isdir("/run/systemd/system"):
         return "systemd"
     return "supervisor"
+
+
+def _said_by(argv: List[str]) -> Iterator[bytes]:
+    """What a tool prints, in parts, however much.
+
+    :raises ServiceError: it cannot be started, fails, or says nothing and complains.
+    """
+    with tempfile.TemporaryFile() as complaints:
+        try:
+            tool = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                    stderr=complaints, env=dict(os.environ, LC_ALL="C"))
+        except OSError as problem:
+            raise ServiceError("%s: %s" % (argv[0], problem.strerror)) from problem
+        said, status = False, None
+        with tool, contextlib.ExitStack() as stack:
+            # Whoever reads no further leaves nothing at work.
+            stack.callback(tool.kill)
+            for chunk in iter(lambda: tool.stdout.read(CHUNK), b""):  # type: ignore[union-attr]
+                said = True
+                yield chunk
+            status = tool.wait()
+        complaints.seek(0)
+        complaint = complaints.read(LOG_BYTES).decode("utf-8", "replace").strip()
+        if status or (complaint and not said):
+            raise ServiceError("%s: %s" % (" ".join(argv), complaint or "exit %d" % status))
 
 
 class _UnixTransport(xmlrpc.client.Transport):

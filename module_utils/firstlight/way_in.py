@@ -14,14 +14,14 @@ import os
 import re
 import shutil
 import socket
-import ssl
 import tempfile
 import time
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional
 
 from . import passport, paths, processes, services
 from .findings import Finding, finding
-from .http_client import get
+from .http_client import certificate, get, pinned
+from .let_in import REFUSED, refusals
 from .planning import way_in as decided
 from .runner import Ran, run
 
@@ -30,7 +30,7 @@ Wanted = Dict[str, Any]
 """As :func:`.planning.way_in.way_in_wanted` gives it: ``plan``, of which only ``PLANNED`` is read;
 ``config`` and ``definition``, the texts of haproxy.cfg and of the unit or program; and ``keys``."""
 
-CONFIG, KEYS, CERTIFICATE = "haproxy.cfg", "keys", "certificate.pem"
+CONFIG, KEYS, CERTIFICATE = "haproxy.cfg", "keys", decided.CERTIFICATE
 # Of the definition by which the service was started. No transaction puts it back: it tells what
 # runs, whatever the definition says by now.
 STARTED = "started"
@@ -40,11 +40,7 @@ ORGANISATION = "Firstlight self-signed"
 RENEW_DAYS = 30
 START_S = 20.0
 UP = ("running", "starting")
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - read, not bound
 UNLISTED = "/metrics"
-PARTIAL_CHAIN = 0x80000
-"""``ssl.VERIFY_X509_PARTIAL_CHAIN``, which Python names from 3.10 on."""
-PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class WayInError(services.ServiceError):
@@ -232,17 +228,13 @@ class WayIn:
         paths.write(self._at(STARTED), started, mode=0o600)
 
     def prove(self, plan: Plan) -> List[Finding]:
-        """Ask through it, without a key: what is wrong with what comes back."""
+        """Ask through it, without a right key: what is wrong with what comes back."""
         der = self._der()
         if der is None:
             return [self._wrong(plan, "certificate", "no certificate in %s" % self._at(CERTIFICATE),
                                 "the certificate that clients see")]
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # Known by itself: whoever signed it is for its clients to know, and so is its name.
-        context.check_hostname = False
-        context.verify_flags |= PARTIAL_CHAIN
-        context.load_verify_locations(cadata=der)
-        bind, port = _reached(plan)
+        context = pinned(der)
+        bind, port = decided.reached(plan)
         try:
             with socket.create_connection((bind, port), 10) as plain, \
                     context.wrap_socket(plain) as peer:
@@ -253,16 +245,21 @@ class WayIn:
         if shown != der:
             return [self._wrong(plan, "tls", "another certificate", "the one in %s"
                                 % self._at(CERTIFICATE))]
-        findings = []
+        url, findings = "https://" + decided.address(bind, port), []
+        # The engine has answers of these kinds too, and must not have been asked.
         for name, path, status, code in (
-                ("health", "/health", 200, ""), ("open", "/v1/models", 401, "invalid_api_key"),
-                ("unlisted", UNLISTED, 404, "not_found")):
-            answer = get("https://%s%s" % (decided.address(bind, port), path), 10, context)
-            # The engine has answers of this kind too, and must not have been asked.
+                ("health", "/health", 200, ""), ("unlisted", UNLISTED, 404, "not_found")):
+            answer = get(url + path, 10, context)
             if answer.status != status or (code and _code(answer.json()) != code):
                 findings.append(self._wrong(
                     plan, name, answer.brief(), "HTTP %d%s" % (status, code and " " + code),
                     "GET %s without a key" % path))
+        let_in = [one for one in refusals(url, context) if one.answer.status != REFUSED
+                  or _code(one.answer.json()) != "invalid_api_key"]
+        if let_in:
+            findings.append(self._wrong(
+                plan, "open", let_in[0].answer.brief(), "HTTP %d invalid_api_key" % REFUSED,
+                ", ".join(one.evidence for one in let_in)))
         return findings
 
     def warnings(self, plan: Plan) -> List[Finding]:
@@ -332,11 +329,7 @@ class WayIn:
 
     def _der(self) -> Optional[bytes]:
         """The certificate that clients see: the first in the file."""
-        found = PEM.search(self._text(self._at(CERTIFICATE)) or "")
-        try:
-            return ssl.PEM_cert_to_DER_cert(found.group(0)) if found else None
-        except ValueError:
-            return None
+        return certificate(paths.read(self._at(CERTIFICATE)) or b"")
 
     @contextlib.contextmanager
     def _tried(self, wanted: Wanted) -> Iterator[str]:
@@ -429,15 +422,9 @@ def _is_open(path: str) -> bool:
         return False
 
 
-def _reached(plan: Plan) -> Tuple[str, int]:
-    """Where the host itself reaches the way in."""
-    bind, port = str(plan["bind"]), int(plan["port"])
-    return EVERYWHERE.get(bind, bind), port
-
-
 def _answers(plan: Plan) -> bool:
     try:
-        with socket.create_connection(_reached(plan), 5):
+        with socket.create_connection(decided.reached(plan), 5):
             return True
     except OSError:
         return False
@@ -490,7 +477,7 @@ def _self_signed(folder: str, plan: Plan) -> bytes:
     :raises WayInError: openssl does not make one.
     """
     names = _must_name(plan)
-    if plan["bind"] in EVERYWHERE:
+    if plan["bind"] in decided.EVERYWHERE:
         names = list(dict.fromkeys([*names, "localhost", "127.0.0.1", "::1", *_own_addresses()]))
     alternative = ",".join("%s:%s" % ("IP" if _is_address(one) else "DNS", one) for one in names)
     key, certificate = (os.path.join(folder, "self." + one) for one in ("key", "crt"))
@@ -508,7 +495,7 @@ def _must_name(plan: Plan) -> List[str]:
     """What a self-signed certificate has to name: the address, where it is one, and the host."""
     host = socket.gethostname()
     named = [host] if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", host) else []
-    served = [] if plan["bind"] in EVERYWHERE else [plan["bind"]]
+    served = [] if plan["bind"] in decided.EVERYWHERE else [plan["bind"]]
     return served + named or ["localhost"]
 
 

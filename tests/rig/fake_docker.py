@@ -161,6 +161,8 @@ class Docker:
             if of == method and answers and pattern.fullmatch(path):
                 return answers.pop(0)
         words = dict(urllib.parse.parse_qsl(query))
+        if (method, path) == ("POST", "/containers/create"):
+            return self._create(words["name"], body)
         for pattern, respond in ((r"/(_ping|version|info)", self._of_itself),
                                  (r"/containers/json", self._listed),
                                  (r"/images/(.+?)(/json)?", self._image),
@@ -194,6 +196,18 @@ class Docker:
                     if life and one["State"]["Running"] else []})
         return 200, found
 
+    def _create(self, name, body):
+        if name in self.containers:
+            return 409, {"message": "Conflict. The container name \"/%s\" is already in use by "
+                                    "container \"%s\"." % (name, self.containers[name]["Id"])}
+        made = self.make({
+            "name": name, "image": body["Image"], "labels": body["Labels"],
+            "entrypoint": body["Entrypoint"], "command": body["Cmd"], "published_ports": []},
+            dict(one.split("=", 1) for one in body["Env"]))
+        made["Config"].update({key: body[key] for key in ("Env", "User", "WorkingDir")})
+        made["HostConfig"] = body["HostConfig"]
+        return 201, {"Id": made["Id"], "Warnings": []}
+
     def _image(self, method, words, name, inspect):
         if name not in self.images:
             return 404, {"message": "No such image: " + name}
@@ -225,7 +239,7 @@ class Docker:
         name = one["Name"].lstrip("/")
         runs, life = one["State"]["Running"], self.lives.get(name)
         if method == "DELETE":
-            if runs:
+            if runs and words.get("force") != "1":
                 return 409, {"message": "cannot remove container %s: container is running" % name}
             if life:
                 life.stop()
@@ -268,7 +282,7 @@ def _frame(said):
 
 
 class _Life:
-    """The process of a container, under the policy ``unless-stopped``."""
+    """The process of a container, under the policy ``unless-stopped`` where it has no other."""
 
     def __init__(self, told, argv, ports, env):
         self._told, self._argv, self.ports = told, argv, ports
@@ -354,7 +368,8 @@ class _Life:
                     self._log.append((time.time(), line))
             code = self._process.wait()
             self._told["State"].update(Pid=0, ExitCode=128 - code if code < 0 else code)
-            if self._stop.is_set():
+            policy = self._told["HostConfig"].get("RestartPolicy") or {}
+            if self._stop.is_set() or policy.get("Name") == "no":
                 break
             self._told["RestartCount"] += 1
             # A container that is to be started again counts as one that runs.

@@ -529,3 +529,59 @@ REPORTS = st.fixed_dictionaries({
     "devices": st.dictionaries(HOSTILE, st.sampled_from(health.VERDICTS), max_size=3),
     "findings": st.lists(FINDINGS, max_size=4), "remedies": HELPFUL})
 FLEETS = st.dictionaries(HOSTILE, REPORTS, max_size=12)
+
+# What a failed start may have left, and the changes that rows call safe.
+CHANGES = [
+    {"id": "a", "change": {"kind": "context", "to": "fits"}},
+    {"id": "b", "change": {"kind": "other_gpu"}}, {"id": "c", "change": {"kind": "eager"}},
+    {"id": "d", "change": {"kind": "start_budget"}}, {"id": "e", "change": {}},
+    {"id": "f", "change": {"kind": "environment", "set": {"NCCL_P2P_DISABLE": "1"}}},
+    {"id": "g", "change": {"kind": "shared_memory"}},
+]
+
+
+def attempts(plans):
+    """What ``endpoint_switch`` returns of these plans: served, or not."""
+    said = st.dictionaries(st.sampled_from(["fits", "device"]),
+                           HOSTILE | st.integers(-9, 10**9).map(str), max_size=2)
+    found = st.lists(st.sampled_from("abcdefgh").flatmap(
+        lambda id_: FINDINGS.map(lambda one: dict(one, id=id_))), max_size=4)
+    attempt = st.fixed_dictionaries(
+        {"findings": found, "words": st.dictionaries(st.sampled_from("abcdefgh"), said)})
+    return st.fixed_dictionaries({"name": st.sampled_from([one["name"] for one in plans]) | NAMES},
+                                 optional={"msg": HOSTILE, "attempt": attempt})
+
+
+def log_readings():
+    """What ``engine_log_diagnosis`` returns, of endpoints and of files."""
+    ids = st.sampled_from("abcdefgh")
+    found = st.lists(ids.flatmap(lambda id_: FINDINGS.map(lambda one: dict(one, id=id_))),
+                     max_size=3)
+    words = st.dictionaries(ids, st.dictionaries(st.just("fits"), HOSTILE, max_size=1))
+    stand = st.sampled_from([{}, {"text": "listening"}, {
+        "text": "loading weights", "done": 1, "total": 3, "unit": "shards"}])
+    attempt = st.fixed_dictionaries({
+        "at": st.just("2026-11-29T01:11:41Z"), "findings": found, "words": words,
+        "progress": stand})
+    return st.fixed_dictionaries({
+        "name": st.just("") | NAMES, "place": HOSTILE, "unread": st.just("") | HOSTILE,
+        "findings": found, "earlier": found, "words": words, "progress": stand,
+        "starts": st.integers(1, 9), "lines": st.integers(0, 9),
+        "attempt": st.none() | attempt})
+
+
+# What ``endpoint_benchmark`` returns of endpoints, measured or not.
+POINTS = st.fixed_dictionaries({
+    "tool": HOSTILE, "seconds": st.floats(0, 9),
+    **dict.fromkeys(("concurrency", "requests", "failed", "prompt_tokens", "output_tokens"),
+                    st.integers(0, 9)),
+    **dict.fromkeys(("output_tokens_per_second", "first_token_p50_s", "first_token_p99_s",
+                     "per_token_p50_s"), st.none() | st.floats(0, 1e9))})
+BENCHMARKS = JSON | st.fixed_dictionaries({
+    "schema": st.just(1), "points": st.lists(POINTS, max_size=3),
+    "notes": st.lists(HOSTILE, max_size=2),
+    **dict.fromkeys(("at", "engine", "engine_version", "tool"), HOSTILE)})
+MEASURED = st.lists(st.fixed_dictionaries({"name": NAMES}, optional={
+    "benchmark": BENCHMARKS, "before": BENCHMARKS, "work": st.lists(HOSTILE, max_size=2),
+    "findings": st.lists(FINDINGS, max_size=2), "failed": st.booleans(), "msg": HOSTILE}),
+    max_size=3)

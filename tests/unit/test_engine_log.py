@@ -293,8 +293,8 @@ def test_vllm_on_cpu_and_llama_server_say_nothing_of_devices():
 # Whatever a log holds.
 
 LINES = [line for text in LOGS.values() for line in text.split("\n")] + [
-    line for one in yaml.safe_load((FIXTURES / "quoted" / "engine-log-lines.yml").read_text())
-    for line in one["lines"] + one["near"]]
+    line for file in sorted((FIXTURES / "logs").glob("*.yml"))
+    for one in yaml.safe_load(file.read_text()) for line in one["lines"] + one["near"]]
 
 
 @given(st.lists(st.sampled_from(LINES) | st.text(max_size=80), max_size=30).map("\n".join))
@@ -312,7 +312,7 @@ def test_any_text_is_read_and_what_is_told_of_it_is_whole(text):
     assert all(type(value) is int and value >= 0 for value in engine_log.observed(text).values())
 
 
-# The module.
+# The module, on a file.
 
 
 def diagnose(run_module, path, **more):
@@ -325,7 +325,13 @@ def test_the_module_tells_of_a_log(run_module, tmp_path):
     result = diagnose(run_module, file, engine="vllm")
     assert result["changed"] is False
     assert ids(result["findings"]) == ["cache-too-small-for-context"]
-    assert result["findings"][0]["subject"] == str(file)
+    assert result["findings"][0]["subject"] == result["place"] == str(file)
+    assert set(result["words"]["cache-too-small-for-context"]) == {
+        "length", "needed", "there", "fits"}
+    assert (result["name"], result["unread"], result["attempt"]) == ("", "", None)
+    assert (result["starts"], result["earlier"]) == (1, [])
+    assert result["bytes"] == file.stat().st_size
+    assert result["lines"] == file.read_text().count("\n")
     assert diagnose(run_module, file, engine="vllm", check=True) == result
     assert diagnose(run_module, file, engine="llama_cpp")["findings"] == []
     assert diagnose(run_module, file, subject="chat")["findings"][0]["subject"] == "chat"
@@ -341,12 +347,16 @@ def test_the_module_tells_how_far_a_start_is_and_what_it_took(run_module, tmp_pa
     json.dumps(result)
 
 
-def test_the_module_reads_the_end_of_a_log_that_is_no_text(run_module, tmp_path):
+def test_the_module_reads_the_whole_of_a_log_that_is_no_text(run_module, tmp_path):
     file = tmp_path / "engine.log"
     with file.open("wb") as out:
-        out.write(MEMORY.encode() + b"\n" + b"\xff\xfe\x00" * engine_log.LIMIT)
+        out.write(MEMORY.encode() + b"\n")
+        for _ in range(20):
+            out.write(b"\xff\xfe\x00" * engine_log.LIMIT)
         out.write(b"\n[Errno 98] Address already in use\n")
-    assert ids(diagnose(run_module, file)["findings"]) == ["port-in-use"]
+    result = diagnose(run_module, file)
+    assert ids(result["findings"]) == ["cuda-out-of-memory", "port-in-use"]
+    assert result["findings"][0]["evidence"] == "line 1: " + MEMORY
 
 
 def test_an_empty_log_says_nothing(run_module, tmp_path):

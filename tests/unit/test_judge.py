@@ -209,3 +209,12 @@ def test_an_engine_that_crashes_is_said_with_the_end_of_its_log(how, said):
     assert said in told["found"]
     assert told["evidence"] == crashed["log"]
     assert "; its log says: " in told["found"], "the cause, not only the log"
+
+
+def test_what_harms_nobody_is_no_cause_of_a_crash():
+    log = "ERROR: External init callback must run in same thread as registerClient (1 != 2)"
+    crashed = {"passport": None, "log": log, "state": "failed", "detail": "", "restarts": 3}
+    found = judge.against_host([], state(endpoints={"chat": crashed}), {"findings": []}, SIGNATURES)
+    [told] = [one for one in found if one["id"] == "endpoint-crashed"]
+    assert "its log says" not in told["found"]
+    assert told["remedy"].startswith("read its log")

@@ -22,10 +22,11 @@ import gguf
 import library_seen
 import numpy as np
 import planner
+import profile_strategies
 import pytest
 import strategies
 import supervised
-from fake_engine import MODEL, ORACLE, serving
+from fake_engine import CONTEXT, MODEL, ORACLE, serving
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -50,6 +51,7 @@ from ansible.module_utils.firstlight.planning import (
     library_repair,
     memory,
     plan,
+    proof,
     requests,
 )
 from ansible.module_utils.firstlight.planning.command import engine_command
@@ -85,6 +87,7 @@ CONTAINERS = st.fixed_dictionaries({"containers": st.lists(st.fixed_dictionaries
     "name": strategies.NAMES, "endpoint": st.none() | strategies.NAMES,
     "root": st.none() | strategies.ROOTS}), max_size=2)})
 ARGUMENTS = {
+    "benchmark_table": st.tuples(strategies.MEASURED),
     "blocking_findings": st.tuples(st.lists(strategies.FINDINGS, max_size=4)),
     "canaries_needed": SITUATIONS.map(lambda situation: (
         plan.deployment_plan(*situation)["endpoints"], situation[1], situation[3])),
@@ -101,6 +104,9 @@ ARGUMENTS = {
     "container_spec": st.tuples(CONTAINED, st.just(planner.ROOT), ENGINES),
     "containers_to_make": st.tuples(st.lists(SPECS, max_size=2), CONTAINERS),
     "deployment_plan": strategies.situations(),
+    "diagnosis_text": strategies.log_readings().flatmap(lambda told: st.tuples(
+        st.just(told), st.dictionaries(st.just(told["name"]), strategies.SERVED, max_size=1),
+        st.just(strategies.CHANGES))),
     "doctor_reports": strategies.FLEETS.flatmap(lambda fleet: st.tuples(
         st.just(fleet), st.lists(st.sampled_from(["new", *fleet]), unique=True))),
     "doctor_summary": st.tuples(strategies.FLEETS),
@@ -116,6 +122,9 @@ ARGUMENTS = {
     "engine_command": PLANNED.map(lambda plans: (plans[0],)),
     "findings_text": st.tuples(st.lists(strategies.FINDINGS, max_size=4)),
     "foreign_containers": st.tuples(st.lists(SPECS, max_size=2), CONTAINERS),
+    "healing": PLANNED.flatmap(lambda plans: st.tuples(
+        st.lists(strategies.attempts(plans), max_size=3), st.just(plans),
+        st.just(strategies.CHANGES))),
     "health_with_checks": st.tuples(strategies.REPORTS, strategies.LIBRARY_CHECKS),
     "host_health": st.tuples(strategies.hosts(), st.just(strategies.HEALTH_CATALOG)),
     "image_findings": container_strategies.REFUSED,
@@ -123,11 +132,20 @@ ARGUMENTS = {
                               st.none() | strategies.ASKED),
     "plan_table": strategies.situations().map(
         lambda situation: (plan.deployment_plan(*situation), situation[1])),
+    "profile_files": st.tuples(profile_strategies.PROFILES),
+    "profile_plan": PLANNED.flatmap(lambda plans: st.tuples(
+        st.sampled_from(plans), st.just(planner.ROOT), st.just(profile_strategies.DIALECTS),
+        profile_strategies.SETTINGS)),
+    "profile_table": st.tuples(profile_strategies.PROFILE),
+    "profile_texts": st.tuples(profile_strategies.PROFILES),
     "repair_table": st.tuples(strategies.REPORTS, strategies.REPORTS),
     "select_devices": strategies.hosts().flatmap(lambda facts: st.tuples(
         st.just(facts), strategies.WANTED,
         st.just(health.host_health(facts, strategies.HEALTH_CATALOG)), strategies.HELD)),
-    "smoke_requests": st.tuples(PLANNED, st.just("/root")),
+    "smoke_requests": st.tuples(PLANNED, st.just("/root"), st.fixed_dictionaries({}, optional={
+        "streams": st.integers(1, 9), "floors": st.dictionaries(
+            strategies.NAMES, st.dictionaries(st.sampled_from(proof.FLOORS), st.floats(
+                0.1, 9)))})),
     "supervisor_command": st.tuples(strategies.WORDS),
     "systemd_command": st.tuples(strategies.WORDS),
     "toolkit_findings": st.tuples(strategies.HOSTILE),
@@ -1146,17 +1164,19 @@ STREAMS = st.builds(lambda right, answers: right + answers, st.sampled_from([[],
 
 
 @settings(max_examples=60)
-@given(route=st.sampled_from(["models", "completions", "chat", "stream"]), answer=ANSWERS,
-       stream=STREAMS, oracle=st.sampled_from([ORACLE, None]))
+@given(route=st.sampled_from(["models", "completions", "chat", "stream", "chat_stream",
+                              "structured", "tool", "too_long", "props"]),
+       answer=ANSWERS, stream=STREAMS, oracle=st.sampled_from([ORACLE, None]))
 def test_any_answer_is_judged(engine, route, answer, stream, oracle):
     def answers(handler, right):
-        if route == "stream":
+        if route in ("stream", "chat_stream"):
             return stream
         handler.send(200, json.dumps(answer).encode())
         return None
 
     engine.engine.faults = {route: answers}
-    verdict = smoke.prove(smoke.Target(engine, MODEL, oracle, timeout_s=20))
+    verdict = smoke.prove(smoke.Target(
+        engine, MODEL, oracle, timeout_s=20, context=CONTEXT, claims=proof.CLAIMS[::2]))
     json.dumps(verdict, allow_nan=False)
     for one in verdict["findings"]:
         assert_whole(one)
@@ -1164,7 +1184,6 @@ def test_any_answer_is_judged(engine, route, answer, stream, oracle):
     assert [one["id"] for one in verdict["findings"]] == failed
     assert verdict["passed"] is not bool(findings.blocking(verdict["findings"]))
     assert all(figure > 0 for figure in verdict["figures"].values())
-    if verdict["figures"]:
-        assert 1 <= verdict["figures"]["tokens"] <= smoke.SPEED_TOKENS
-    if oracle and route in ("completions", "chat"):
+    assert 1 <= verdict["figures"].get("tokens", 1) <= smoke.SPEED_TOKENS
+    if (oracle and route in ("completions", "chat")) or route in ("structured", "tool", "too_long"):
         assert not verdict["passed"]

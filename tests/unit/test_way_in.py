@@ -20,7 +20,8 @@ import pytest
 from fake_engine import serving
 from supervised import config, free_port, kill, short_root, until, way_in_plan, way_in_wanted
 
-from ansible.module_utils.firstlight import paths, processes, way_in
+from ansible.module_utils.firstlight import paths, processes, smoke, way_in
+from ansible.module_utils.firstlight.planning import proof
 from ansible.module_utils.firstlight.planning import way_in as decided
 from ansible.module_utils.firstlight.runner import run
 from ansible.module_utils.firstlight.transaction import Transaction
@@ -663,6 +664,21 @@ def test_the_proof_finds_a_way_in_that_lets_in_whom_it_should_not(rig, plan, cas
     assert [one["id"] for one in found] == ["way-in-" + case]
     assert found[0]["severity"] == "fatal"
     assert plan["public_url"] in found[0]["subject"]
+
+
+def test_a_proof_of_the_endpoint_asks_its_way_in_without_a_right_key(rig, plan, engine):
+    wanted = rig.wanted(plan)
+    rig.bring(wanted)
+    served = dict(plan, name="chat", engine="llama_cpp", extra_args=[],
+                  url="http://127.0.0.1:%d" % engine.server_address[1],
+                  model={"served_name": engine.model, "chat_template": True})
+    [request] = proof.smoke_requests([served], rig.root)
+    checks = [("keys", True), ("keys", False)]
+    for text, expected in zip((wanted["config"], PROVED["open"](wanted["config"])), checks):
+        rig.bring(dict(wanted, config=text))
+        verdict = smoke.prove(smoke.of_request(request, 30))
+        assert expected in [(one["id"], one["passed"]) for one in verdict["checks"]]
+        assert verdict["passed"] is expected[1]
 
 
 def test_the_proof_finds_another_certificate_and_nobody_there(rig, plan):

@@ -9,7 +9,7 @@ import shlex
 from typing import Any, Dict, Iterable, List
 
 from .. import engine_log
-from ..findings import Finding, finding
+from ..findings import Finding, blocking, finding
 from . import way_in
 from .requests import NAME, Request
 
@@ -114,7 +114,8 @@ def _crashed(state: Dict[str, Any], signatures: List[Dict[str, Any]]) -> List[Fi
     for name, one in sorted(state["endpoints"].items()):
         if one["state"] != "failed" and not one["restarts"]:
             continue
-        known = engine_log.diagnose(one["log"], signatures)
+        # What harms nobody is no cause.
+        known = blocking(engine_log.diagnose(one["log"], signatures))
         said = "; ".join(each["found"] for each in known)
         found.append(finding(
             "endpoint-crashed", name, "its engine is %s (%s), and was started again %d times%s" % (

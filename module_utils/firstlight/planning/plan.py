@@ -13,6 +13,7 @@ from ..findings import Finding
 from . import (
     devices,
     flags,
+    healing,
     keep,
     known_issues,
     kv,
@@ -27,6 +28,7 @@ from . import (
     way_in,
 )
 from .command import engine_command
+from .healing import Adjustment
 from .keep import Pins
 from .placement import Engine, Placement
 from .pools import Others, Pool
@@ -58,6 +60,8 @@ class Host(NamedTuple):
     catalog: Dict[str, Any]
     health: Dict[str, Any]
     library_path: triton.LibraryPath
+    adjustments: Dict[str, List[Adjustment]]
+    """What was learned in this run, by the endpoint's name."""
 
 
 class Option(NamedTuple):
@@ -69,9 +73,11 @@ class Option(NamedTuple):
     flags: List[str]
     placed: Placement
     context: int
-    wanted: int
+    reckoned: int
+    """The context that memory is reckoned for."""
     uuids: List[str]
     env: Dict[str, str]
+    adjustments: List[Adjustment]
     reasons: List[str]
 
 
@@ -83,6 +89,7 @@ def deployment_plan(
     catalog: Dict[str, Any],
     health: Dict[str, Any],
     library_path: Optional[triton.LibraryPath] = None,
+    adjustments: Optional[Dict[str, List[Adjustment]]] = None,
 ) -> Dict[str, Any]:
     """Plans for one host.
 
@@ -95,11 +102,14 @@ def deployment_plan(
     :param health: what :func:`.health.host_health` returned.
     :param library_path: what ``host_checks`` or ``linker_cache`` returned; ``None`` where nobody
         looked: then the host is taken for well.
+    :param adjustments: what :func:`.healing.healing` learned of starts that just failed, by the
+        endpoint's name; of the others what their passports have holds.
     :returns: ``{endpoints: plans, refusals: findings}``. The same input gives the same output, and
         a plan that an endpoint runs by stays while it fits and nothing else is asked for.
     """
     made: Dict[int, Plan] = {}
-    host = Host(facts, models, state, catalog, health, library_path or triton.NOTHING)
+    host = Host(facts, models, state, catalog, health, library_path or triton.NOTHING,
+                adjustments or {})
     others = Others({}, 0, [])
     for index, request in enumerate(requests):
         kept = _kept(request, host, others)
@@ -145,7 +155,8 @@ def _with(others: Others, plan: Plan, pids: List[int], facts: Dict[str, Any]) ->
 
 def _kept(request: Request, host: Host, others: Others) -> Optional[Plan]:
     """The plan that the endpoint has, where the same choices still make the same plan."""
-    pins = keep.pins(request, host.state)
+    # What just failed is not kept as it is.
+    pins = None if request["name"] in host.adjustments else keep.pins(request, host.state)
     if pins is None:
         return None
     try:
@@ -165,6 +176,9 @@ def _one(request: Request, host: Host, others: Others, pins: Optional[Pins]) -> 
     missing = served.gaps(request, model)
     if missing:
         raise Refused(missing)
+    new = host.adjustments.get(request["name"])
+    if new:
+        host = host._replace(facts=healing.without(host.facts, new))
     if host.facts["class"] == "cpu" or request["gpus"] == 0:
         found, refusals = pools.on_cpu(request, host.facts, others)
     else:
@@ -189,7 +203,7 @@ def _one(request: Request, host: Host, others: Others, pins: Optional[Pins]) -> 
 
 def _rank(option: Option, everything: bool) -> Tuple[Any, ...]:
     """The context that is wanted, on as few and as small devices as give it; or on most."""
-    given = min(option.placed.fits, option.wanted)
+    given = option.context
     count, device = option.placed.layout.devices, option.pool.device
     return (-count if everything else 0, -given, count, device.limit_bytes,
             option.pool.device.title)
@@ -204,6 +218,9 @@ def _option(request: Request, host: Host, model: Plan, pool: Pool, others: Other
         raise Refused([reasons.no_release(request, host.facts, host.state, model, pool.target,
                                           host.catalog, none.against)]) from None
     row = choice.row
+    new = host.adjustments.get(request["name"])
+    learned = healing.of_release(healing.learned(request, host.state, new, model["fingerprint"]),
+                                 new is not None, request, host.state, row)
     wrong = flags.check(request["extra_args"], row, request["where"])
     if wrong:
         raise Refused([reasons.refusal(request, one.kind, "extra_args", " ".join(one.flags),
@@ -221,19 +238,23 @@ def _option(request: Request, host: Host, model: Plan, pool: Pool, others: Other
     if row["engine"] == "vllm" and pool.target.kind == "cpu" and "--enforce-eager" not in given:
         # Its compiler takes minutes there, and a compiler of C++ that an image may not have.
         added.append("--enforce-eager")
+    if healing.value_of(learned, "eager") and "--enforce-eager" not in added + given:
+        added.append("--enforce-eager")
     eager = row["engine"] != "vllm" or "--enforce-eager" in added + given
     engine = Engine(row, choice.kernel, memory.costs_of(
         "vllm_cpu" if row["engine"] == "vllm" and pool.target.kind == "cpu" else row["engine"],
         host.catalog["engine_costs"]), flags.settings(request["extra_args"], row["engine"]),
         eager, {}, pool.device.title)
     engine = engine._replace(seen=_seen(request, host, model, engine, pool))
-    told = choice.reasons + way.reasons + pool.reasons
+    told = choice.reasons + way.reasons + pool.reasons + [healing.said(one) for one in learned]
     if way.one_device:
         pool = pool._replace(device=pool.device._replace(
             available=min(1, pool.device.available)))
-    placed, context, wanted = _place(request, host, model, pool, engine, others, pins, told)
-    uuids = _chosen(request, host, pool, placed, context, others, pins, told)
-    return Option(pool, choice, engine, added, placed, context, wanted, uuids, way.env, told)
+    placed, context, room = _place(request, host, model, pool, engine, others, pins, told,
+                                     healing.value_of(learned, "context"))
+    uuids = _chosen(request, host, pool, placed, room, others, pins, told)
+    return Option(pool, choice, engine, added, placed, context, room, uuids, way.env, learned,
+                  told)
 
 
 # Placing.
@@ -281,8 +302,9 @@ def _counts(request: Request, pool: Pool, pins: Optional[Pins]) -> List[int]:
 
 
 def _place(request: Request, host: Host, model: Plan, pool: Pool, engine: Engine, others: Others,
-           pins: Optional[Pins], told: List[str]) -> Tuple[Placement, int, int]:
-    """The placement, the context in tokens, and the context that was wanted."""
+           pins: Optional[Pins], told: List[str],
+           most_learned: Optional[int]) -> Tuple[Placement, int, int]:
+    """The placement, the context in tokens, and the context that memory is reckoned for."""
     device, asked = pool.device, request["context"]
     counts = _counts(request, pool, pins)
     if min(counts) > device.available:
@@ -299,18 +321,20 @@ def _place(request: Request, host: Host, model: Plan, pool: Pool, engine: Engine
     if not found:
         raise Refused([reasons.no_layout(request, model, engine, counts, device)])
     placed = placement.choose(found, wanted, request["gpus"] == "all")
-    context = min(placed.fits, wanted) if asked == "auto" else asked
+    # Memory is reckoned as before: what was learned is that the engine takes more of it.
+    room = min(placed.fits, wanted) if asked == "auto" else asked
+    context = min(room, most_learned or room) if asked == "auto" else asked
     if pins:
         context = pins.context
     if context < 1 or context > placed.fits:
         raise Refused([reasons.does_not_fit(request, model, device, engine, placed, context,
                                             trained)])
     told.append(reasons.of_layout(placed, device, model, engine.kernel))
-    told.append(reasons.of_context(asked, context, trained, placed, device))
-    if asked == "auto":
+    told.append(reasons.of_context(asked, context, trained, placed, device, most_learned))
+    if asked == "auto" and not most_learned:
         told += reasons.of_more_devices(model, device, engine, placed, context, wanted)
     told.append(reasons.of_memory(placed, engine, flags.unreckoned(request["extra_args"])))
-    return placed, context, wanted
+    return placed, context, max(context, room) if most_learned else context
 
 
 def _pinned(model: Plan, pool: Pool, engine: Engine, pins: Pins, most: int) -> List[Placement]:
@@ -388,7 +412,7 @@ def _issue_env(issues: List[Dict[str, Any]], row: Dict[str, Any], limit_s: int) 
 # The plan.
 
 NOT_DECIDED = ("hash", "oracle", "packages", "memory", "beside", "trial", "start", "asked",
-               "known_issues", "reasons")
+               "adjustments", "known_issues", "reasons")
 """Keys of a plan that its hash does not cover."""
 
 
@@ -407,9 +431,9 @@ def _assemble(request: Request, host: Host, model: Plan, option: Option,
     start = _start(request, host, model, option)
     if pins:
         start["limit_s"] = pins.start_limit_s
-    reckoned = placement.memory_of(placed, option.context, option.pool.device)
+    reckoned = placement.memory_of(placed, option.reckoned, option.pool.device)
     env = {**option.choice.env, **option.env, **_issue_env(issues, row, start["limit_s"]),
-           **_cpu_env(row, reckoned)}
+           **_cpu_env(row, reckoned), **healing.environment(option.adjustments)}
     last = keep.last_plan(request, host.state)
     for port in _engine_ports(request, pins, last):
         plan = _decisions(request, host, model, option, port)
@@ -429,6 +453,7 @@ def _assemble(request: Request, host: Host, model: Plan, option: Option,
     plan["trial"] = None
     plan["start"] = start
     plan["asked"] = {key: request[key] for key in keep.ASKED}
+    plan["adjustments"] = option.adjustments
     plan["known_issues"] = [issue["id"] for issue in issues]
     plan["reasons"] = option.reasons + [reasons.of_start(start)] + [
         known_issues.said(issue) for issue in issues
@@ -499,7 +524,8 @@ def _decisions(request: Request, host: Host, model: Plan, option: Option,
         **_ways(request, engine_port),
         "listen": "0.0.0.0" if runtime == "docker" else "127.0.0.1",
         # Ranks talk over it (vllm/distributed/device_communicators/shm_broadcast.py).
-        "shm_bytes": (1 + devices) * GIB if runtime == "docker" and row["engine"] == "vllm" else 0,
+        "shm_bytes": _shared_memory(option, devices)
+        if runtime == "docker" and row["engine"] == "vllm" else 0,
         "context": option.context,
         "parallel": PARALLEL_REQUESTS,
         "tensor_parallel": placed.layout.tensor_parallel,
@@ -513,6 +539,11 @@ def _decisions(request: Request, host: Host, model: Plan, option: Option,
         "flags": option.flags + _own_flags(row, option.uuids),
         "extra_args": request["extra_args"],
     }
+
+
+def _shared_memory(option: Option, devices: int) -> int:
+    return max((1 + devices) * GIB,
+               int(healing.value_of(option.adjustments, "shared_memory", 0)))
 
 
 def _engine_ports(request: Request, pins: Optional[Pins], last: Plan) -> Tuple[int, ...]:
@@ -615,6 +646,8 @@ def _start(request: Request, host: Host, model: Plan, option: Option) -> Dict[st
         model["bytes"], model["geometry"]["layers"], placed.layout.devices, engine.costs,
         rate if type(rate) is int and rate > 0 else None,
         bool(cache) and cache in (host.state.get("caches") or []), engine.eager)
+    found["limit_s"] = max(found["limit_s"],
+                           healing.value_of(option.adjustments, "start_budget", 0))
     last = keep.last_start(request, host.state, _identity(
         request, model, engine, placed.layout, placed.settings))
     return {**found, "expected_s": found["expected_s"] if last is None else last,

@@ -49,10 +49,12 @@ def of_layout(placed: Placement, device: Device, model: Model, kernel: Optional[
 
 
 def of_context(asked: Any, context: int, trained: Optional[int], placed: Placement,
-               device: Device) -> str:
+               device: Device, learned: Optional[int] = None) -> str:
     """Why the context is as long as it is."""
     if asked != "auto":
         why = "as asked"
+    elif context == learned:
+        why = "more did not start"
     elif context == trained:
         why = "all that the model was trained for"
     elif context == (placement.AUTO_CONTEXT_GPU if device.capability

@@ -23,8 +23,12 @@ USER = "haproxy"
 OLDEST = (2, 6)
 LOOPBACK = ("127.0.0.1",)
 """On these addresses an engine listens itself."""
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - read, not bound
+"""Addresses that are every one of a host, and where the host itself reaches them."""
 PREFIX = "way-in-"
 """Its service is named after the endpoint with this before it."""
+CERTIFICATE = "certificate.pem"
+"""In its folder: what clients see, and its key after it."""
 INNER_OFFSET = 10000
 
 MAX_BODY = 32 * 2**20
@@ -108,6 +112,12 @@ def endpoint_ports(requests: List[Dict[str, Any]]) -> List[int]:
 def address(bind: str, port: int) -> str:
     """An address and a port, as URLs and HAProxy have them."""
     return "%s:%d" % ("[%s]" % bind if ":" in bind else bind, port)
+
+
+def reached(plan: Dict[str, Any]) -> Tuple[str, int]:
+    """Address and port where the host itself reaches the way in of a plan."""
+    bind = str(plan["bind"])
+    return EVERYWHERE.get(bind, bind), int(plan["port"])
 
 
 def paths_of(engine: str, rows: List[Dict[str, Any]]) -> Dict[str, List[str]]:

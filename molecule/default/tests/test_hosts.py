@@ -22,6 +22,9 @@ WORN = {"hgx": "0 0 8 802", "a100": "0 0 8 0", "mig": "0 0 2 0", "orin": "0 0 1 
 # host: the engines whose images lie in it, and the major version of its Docker, if it has one.
 ARCHIVES = {"dock12": ["llama-server", "vllm-cpu"], "cdi13": ["llama-server"]}
 DOCKER = {"engine": "20", "dock12": "20", "cdi13": "26"}
+# host: an engine of its owner's, and what it says of itself.
+OWN = {"vllm12": ("ls -d /opt/vllm/lib/python3*/site-packages/vllm_cpu-*.dist-info", "-0.32.0."),
+       "llamasid": ("llama-server --version 2>&1", "build 11669")}
 
 
 @pytest.fixture
@@ -34,14 +37,20 @@ def only(name, *wanted):
         pytest.skip("it is not for this host")
 
 
-def test_systemd_runs_and_no_unit_failed(host):
+@pytest.fixture
+def booted(name):
+    if name == "llamasid":
+        pytest.skip("it is a host without systemd and ssh")
+
+
+def test_systemd_runs_and_no_unit_failed(host, booted):
     state = host.run("systemctl is-system-running --wait")
     assert state.stdout.strip() == "running", host.run(
         "systemctl --failed --no-legend;"
         " journalctl --no-pager --priority warning --lines 20").stdout
 
 
-def test_ssh_answers(host, name):
+def test_ssh_answers(host, name, booted):
     said = subprocess.run(
         ["ssh", "-F", str(FOLDER / "ssh_config"), "firstlight-" + name, "hostname"], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=180)
@@ -125,6 +134,17 @@ def test_an_engine_answers_from_its_archive(host, name):
                              " http://127.0.0.1:8080/health")
     assert '"ok"' in said
     host.check_output("docker rm --force router")
+
+
+def test_a_host_has_the_engine_of_its_owner(host, name):
+    only(name, *OWN)
+    command, said = OWN[name]
+    assert said in host.check_output(command)
+
+
+def test_a_host_without_systemd_reaps_what_lost_its_parent(host, name):
+    only(name, "llamasid")
+    assert host.check_output("cat /proc/1/comm") == "docker-init"
 
 
 def test_a_host_without_an_engine_has_a_place_for_one(host, name):

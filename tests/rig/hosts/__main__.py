@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hosts in containers, for molecule: a Docker engine, and images that no registry is needed for.
 
-``python3 tests/rig/hosts images`` brings the engine and the images of the hosts, ``engines`` those
-of real inference engines, which stand in for upstream's; both do nothing where they are there.
+``python3 tests/rig/hosts images`` brings the engine and the images of the hosts, or those that are
+named, ``engines`` those of real inference engines, which stand in for upstream's; both do nothing
+where they are there.
 CPU builds of torch come from where this machine's pip looks, else from the PyTorch project's index;
 FIRSTLIGHT_TORCH_INDEX names another.
 """
@@ -29,8 +30,8 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 RECIPE = HERE / "image.sh"
-HOST = ("systemd,systemd-sysv,dbus,openssh-server,sudo,python3,python3-venv,python3-apt,"
-        "ca-certificates,iproute2,procps,curl")
+BARE = "python3,python3-venv,python3-apt,ca-certificates,iproute2,procps,curl"
+HOST = "systemd,systemd-sysv,dbus,openssh-server,sudo," + BARE
 BOOTS = ('CMD ["/lib/systemd/systemd"]',)
 # Images from packages alone: the suite, its packages, and what a Dockerfile would say besides.
 IMAGES = {
@@ -39,6 +40,10 @@ IMAGES = {
     "firstlight-host:debian12-docker": ("bookworm", HOST + ",docker.io,iptables", BOOTS),
     # There the client is a package of its own.
     "firstlight-host:debian13-docker": ("trixie", HOST + ",docker.io,docker-cli,iptables", BOOTS),
+    # An engine of the host's owner, which no release of Debian has yet. The systemd beside it does
+    # not start on machines with control groups of version 1, so this is a host without.
+    "firstlight-host:sid-llama-server": (
+        "sid", BARE + ",llama.cpp-tools", ('CMD ["sleep", "infinity"]',)),
     # As upstream's: where it works, and a check that knows nothing of how long a model loads.
     "firstlight-engine:llama-server": (
         "sid", "llama.cpp-tools,ca-certificates,curl",
@@ -54,8 +59,9 @@ VLLM_CHANGES = ("WORKDIR /vllm-workspace",
                 "ENV PATH=/opt/vllm/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
                 'CMD ["vllm", "--help"]')
 BUILD = "firstlight-rig-build"
-HOSTS = [name for name in IMAGES if name.startswith("firstlight-host:")]
-ENGINES = [name for name in [*IMAGES, VLLM] if name.startswith("firstlight-engine:")]
+MADE = [*IMAGES, VLLM]
+HOSTS = [name for name in MADE if name.startswith("firstlight-host:")]
+ENGINES = [name for name in MADE if name.startswith("firstlight-engine:")]
 TORCH_INDEX = "FIRSTLIGHT_TORCH_INDEX"
 LABEL = "firstlight.rig=host"
 ROOT = os.geteuid() == 0
@@ -452,7 +458,9 @@ def main():
     parser = argparse.ArgumentParser(prog="tests/rig/hosts", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("prepare", help="have a Docker engine that answers")
-    commands.add_parser("images", help="have the host images too")
+    hosts = commands.add_parser("images", help="have the host images too")
+    hosts.add_argument("names", nargs="*", metavar="IMAGE", help="of %s; none: all of hosts"
+                       % ", ".join(MADE))
     engines = commands.add_parser("engines", help="have the images of inference engines too")
     engines.add_argument("names", nargs="*", metavar="NAME", help="of %s; none: all of them"
                          % ", ".join(name.partition(":")[2] for name in ENGINES))
@@ -495,20 +503,25 @@ def run(asked):
             return
         print("rig: Docker %s answers" % prepare(), flush=True)
         if asked.command == "images":
-            print("rig: the host images are %s" % images(HOSTS))
+            print("rig: the host images are %s" % images(known(asked.names, MADE) or HOSTS))
         if asked.command in ("engines", "archives"):
-            names = ["firstlight-engine:" + name for name in asked.names] or ENGINES
-            unknown = sorted(set(names) - set(ENGINES))
-            if unknown:
-                raise Missing("No recipe makes %s; there are recipes of %s." % (
-                    ", ".join(unknown), ", ".join(ENGINES)))
-            print("rig: the engine images are %s" % images(names))
+            names = known(["firstlight-engine:" + name for name in asked.names], ENGINES)
+            print("rig: the engine images are %s" % images(names or ENGINES))
         if asked.command == "archives":
             for name in asked.names:
                 done = archive("firstlight-engine:" + name, asked.folder / (name + ".tar"))
                 print("rig: the archive of %s is %s" % (name, done))
         if asked.command == "archive":
             print("rig: the archive is %s" % archive(asked.image, asked.file))
+
+
+def known(names, recipes):
+    """These names, which there are recipes of."""
+    unknown = sorted(set(names) - set(recipes))
+    if unknown:
+        raise Missing("No recipe makes %s; there are recipes of %s." % (
+            ", ".join(unknown), ", ".join(recipes)))
+    return names
 
 
 if __name__ == "__main__":

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A start that failed tells what it failed by; the one that serves has both in its passport."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from endpoint_host import Host, fake, plan
+from supervised import free_port, short_root
+
+from ansible.module_utils.firstlight import collective, docker_api, services
+
+ROW = {
+    "id": "cache-too-small", "engines": ["llama_cpp"], "stems": ["GiB KV cache is needed"],
+    "pattern": r"max seq len \((?P<length>\d+)\).{0,90}model length is (?P<fits>\d+)",
+    "severity": "fatal", "only_alone": False, "found": "%(length)s tokens do not fit",
+    "wanted": "fewer", "remedy": "a smaller context", "change": {"kind": "context", "to": "fits"},
+    "repair": "", "report": "", "source": "Seen.",
+}
+LATE = {**ROW, "id": "late", "stems": ["and still works"],
+        "pattern": "was not ready within .{0,40}, and still works", "found": "it loads"}
+SAID = ("ValueError: To serve one request with the model's max seq len (8192), 4.0 GiB KV cache is "
+        "needed; the estimated maximum model length is 4096. hf_secret-token")
+
+
+@pytest.fixture
+def host(supervisord, run_module, monkeypatch):
+    monkeypatch.setattr(services, "kind_for_this_host", lambda: "supervisor")
+    monkeypatch.setattr(docker_api, "SOCKETS", ())
+    with short_root() as root:
+        yield Host(root, supervisord, run_module)
+
+
+def dying(line=SAID, adjustments=()):
+    argv = [sys.executable, "-c", "import sys; print(sys.argv[1]); sys.exit(3)", line]
+    return {**plan(free_port(), argv), "adjustments": list(adjustments)}
+
+
+def test_what_failed_tells_what_could_be_changed(host):
+    learned = [{"signature": "s", "kind": "eager", "value": True}]
+    tried = dying(adjustments=learned)
+    failed = host.switch(tried, signatures=[ROW])
+    assert failed["failed"] is True
+    assert failed["name"] == "chat"
+    assert "cache-too-small" in failed["msg"]
+    attempt = failed["attempt"]
+    assert (attempt["plan"], attempt["outcome"]) == (tried["hash"], "failed")
+    assert attempt["adjustments"] == learned
+    assert [one["id"] for one in attempt["findings"]] == ["cache-too-small"]
+    assert attempt["words"] == {"cache-too-small": {"length": "8192", "fits": "4096"}}
+
+
+def test_both_attempts_are_in_the_passport_and_no_line_of_a_log_is(host):
+    failed = host.switch(dying(), signatures=[ROW])
+    second = host.switched({**fake(), "adjustments": [
+        {"signature": "cache-too-small", "kind": "context", "value": 4000}]},
+        signatures=[ROW], attempts=[failed["attempt"]])
+    attempts = second["passport"]["attempts"]
+    assert [one["outcome"] for one in attempts] == ["failed", "proven"]
+    assert attempts[0] == {key: value for key, value in failed["attempt"].items()
+                           if key != "words"}
+    assert attempts[1]["adjustments"][0]["value"] == 4000
+    assert "secret-token" not in host.passport().decode()
+    assert json.loads(host.passport())["attempts"] == attempts
+
+
+def test_an_endpoint_that_serves_at_once_has_one_attempt(host):
+    [only] = host.switched(fake())["passport"]["attempts"]
+    assert (only["outcome"], only["findings"], only["adjustments"]) == ("proven", [], [])
+
+
+def test_an_answer_that_is_wrong_is_no_start_that_failed(host):
+    failed = host.switch(fake("--fault", "garbage"), signatures=[ROW])
+    assert failed["failed"] is True
+    assert "attempt" not in failed
+
+
+def test_an_engine_that_is_late_and_works_is_told_from_one_that_waits(host):
+    busy = "exec('while 1: pass')"
+    late = plan(free_port(), [sys.executable, "-c", busy], start_timeout_s=2)
+    assert [one["id"] for one in host.switch(late, signatures=[LATE])["attempt"]["findings"]] == [
+        "late"]
+    waits = host.switch(fake("--fault", "loading", start_timeout_s=2), signatures=[LATE])
+    assert waits["attempt"]["findings"] == []
+
+
+def test_a_canary_that_does_not_start_tells_it_too(host):
+    host.switched(fake())
+    failed = host.switch(fake(), trial=host.trial(dying()), signatures=[ROW])
+    assert "The canary is not served" in failed["msg"]
+    assert [one["id"] for one in failed["attempt"]["findings"]] == ["cache-too-small"]
+
+
+def split(**how):
+    """A plan of vLLM over two devices."""
+    return {**fake(**how), "engine": "vllm", "gpus": ["GPU-1", "GPU-2"],
+            "command": {"env": {"A": "1"}}}
+
+
+def test_devices_that_do_not_reach_each_other_are_found_before_the_engine(host, monkeypatch):
+    old = fake()
+    host.switched(old)
+    asked = []
+
+    def check(of, env, container, api):
+        asked.append((of["gpus"], env, container))
+        return SAID
+
+    monkeypatch.setattr(collective, "check", check)
+    failed = host.switch(split(), signatures=[{**ROW, "engines": ["vllm"]}])
+    assert "do not reach each other" in failed["msg"]
+    assert "What served before is back" in failed["msg"]
+    assert [one["id"] for one in failed["attempt"]["findings"]] == ["cache-too-small"]
+
+
+def test_one_device_is_not_asked(host, monkeypatch):
+    monkeypatch.setattr(collective, "check", lambda *_: "asked all the same")
+    assert host.switched(fake())["verdict"]["passed"] is True
