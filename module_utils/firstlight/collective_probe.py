@@ -258,7 +258,7 @@ class _Watched:
         self._at: Dict[str, Tuple[int, str]] = dict.fromkeys(
             names.values(), (0, START))
         self._half, self._printed = b"", 0
-        self._moved = time.monotonic()
+        self._begun = self._moved = time.monotonic()
 
     def wait(self, step_s: float, deadline: float) -> bool:
         """Wait for their ends, and say what is wrong with those that nobody could have told of."""
@@ -287,8 +287,9 @@ class _Watched:
             if now - self._moved > limit_s or now > deadline:
                 right = False
                 self._read(0)
-                _say("timed out after %g s in %s (%s)" % (
-                    round(now - self._moved), slowest,
+                since = self._begun if now > deadline else self._moved
+                _say("timed out after %d s in %s (%s)" % (
+                    now - since, slowest,
                     "; ".join("%s: %s" % (name, self._at[name][1]) for name in self._at)))
                 break
         self._read(0)

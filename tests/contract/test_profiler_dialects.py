@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
@@ -17,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 ROWS, RELEASES = (yaml.safe_load((REPOSITORY / "catalog" / (name + ".yml")).read_text())
                   for name in ("profiler_dialects", "engine_releases"))
 KEYS = ["engine", "profiler", "first", "before", "flag", "fields", "environment", "start", "stop",
-        "bounded", "frontend", "leftover", "test", "source"]
+        "bounded", "frontend", "leftover", "source"]
 VALUES = {"<folder>", "<iterations>", "<stacks>", "<milliseconds>"}
 
 each = pytest.mark.parametrize("row", ROWS, ids=[
@@ -53,13 +52,6 @@ def test_what_is_written_for_a_release_is_given_to_no_other(row):
     assert not set(row["leftover"]) & set(row["environment"])
     # A folder without a profiler ends the start of newer ones.
     assert "torch_profiler_dir" not in row["fields"] or row["fields"]["profiler"] == "torch"
-
-
-@each
-def test_the_test_that_it_names_is_there(row):
-    file, _, name = row["test"].partition("::")
-    tree = ast.parse((REPOSITORY / file).read_text())
-    assert name in [one.name for one in tree.body if isinstance(one, ast.FunctionDef)]
 
 
 def test_ranges_of_one_engine_follow_each_other():

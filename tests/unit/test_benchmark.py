@@ -421,7 +421,7 @@ def test_a_slowdown_after_an_upgrade_names_both_releases():
     assert (told["id"], told["severity"]) == ("benchmark-slower", "warning")
     assert told["found"] == "80.0 tokens/s at 4 streams with vllm 2"
     assert told["wanted"] == (
-        "at least 85.0: vllm 1 had 100.0 on 2026-10-01T00:00:00Z, of which 15% are let pass")
+        "at least 85.0, 15% less than the 100.0 that vllm 1 had on 2026-10-01T00:00:00Z")
     assert "playbooks/rollback.yml" in told["remedy"]
 
 
@@ -434,7 +434,9 @@ def test_a_slowdown_of_the_same_release_is_of_the_host():
 def test_a_later_first_token_is_slower_too():
     [told] = compared(result(first=0.2), before(first=0.1))
     assert told["found"] == "a first token after 0.200 s at 4 streams with vllm 2"
-    assert "at most 0.115 s: vllm 1 had 0.100 s" in told["wanted"]
+    assert "at most 0.115 s, 15% more than the 0.100 s that vllm 1 had" in told["wanted"]
+    [told] = compared(result(first=0.02), before(first=0.005))
+    assert "at most 0.015 s, 10 ms more than the 0.005 s that vllm 1 had" in told["wanted"]
 
 
 @pytest.mark.parametrize("now, then", [

@@ -132,9 +132,9 @@ def test_who_hangs_is_ended_whatever_it_ignores_and_the_slowest_step_is_told():
 
 
 def test_all_of_it_has_an_end_though_each_step_is_quick():
-    status, said = probed("moves", "moves", total_s=0.5)
+    status, said = probed("moves", "moves", step_s=0.9, total_s=2)
     assert status == 1
-    assert said.startswith("firstlight collective: timed out after 0 s in step ")
+    assert said.startswith("firstlight collective: timed out after 2 s in step ")
 
 
 def test_output_without_end_is_cut_and_stops_nobody():

@@ -278,6 +278,17 @@ def test_a_model_that_thinks_is_not_judged_by_what_it_has_not_said_yet():
     assert "thoughts for all" in verdict["findings"][0]["found"]
 
 
+def test_a_model_that_talks_on_before_its_call_is_no_fault_of_the_engine():
+    def talks(handler, right):
+        changed = thinking(handler, right)
+        changed["choices"][0]["message"] = {"content": words("chat", 20)}
+        return changed
+
+    verdict = prove({"tool": talks}, oracle=None)
+    assert failed(verdict) == ["tool-call"]
+    assert verdict["findings"][0]["severity"] == "warning"
+
+
 def test_an_empty_chat_answer_is_caught_where_no_token_was_counted():
     def edit(answer):
         answer["choices"][0]["message"]["content"] = ""
@@ -802,6 +813,13 @@ def test_plans_are_asked_for_in_their_order_as_they_are_served():
 def test_tool_calls_are_claimed_by_vllms_flags(given, claimed):
     assert proof.claims(planned(engine="vllm", extra_args=given)) == [
         "structured_output", *claimed]
+
+
+def test_the_canary_has_no_tools_whatever_the_flags():
+    flags = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    for engine in ("vllm", "llama_cpp"):
+        assert proof.claims(planned(engine=engine, extra_args=flags, model={
+            "kind": "canary", "chat_template": True})) == ["structured_output"]
 
 
 @pytest.mark.parametrize("bind, url", [

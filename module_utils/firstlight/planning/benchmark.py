@@ -196,25 +196,26 @@ def _slower(subject: str, result: Benchmark, old: Benchmark, was: Point, now: Po
             tolerance: float) -> List[Finding]:
     """Findings on a pair of points of the same load."""
     told = []
+    share = "%d%%" % round(100 * tolerance)
     key = "output_tokens_per_second"
     if was[key] and now[key] is not None and now[key] < was[key] * (1 - tolerance):
         told.append(("%.1f tokens/s" % now[key],
-                     "at least %.1f" % (was[key] * (1 - tolerance)), "%.1f" % was[key]))
+                     "at least %.1f, %s less than the %.1f" % (
+                         was[key] * (1 - tolerance), share, was[key])))
     key = "first_token_p50_s"
-    if was[key] is not None and now[key] is not None and (
-            now[key] > max(was[key] * (1 + tolerance), was[key] + LATENCY_FLOOR_S)):
-        told.append(("a first token after %.3f s" % now[key],
-                     "at most %.3f s" % max(was[key] * (1 + tolerance),
-                                            was[key] + LATENCY_FLOOR_S),
-                     "%.3f s" % was[key]))
+    if was[key] is not None and now[key] is not None:
+        most = max(was[key] * (1 + tolerance), was[key] + LATENCY_FLOOR_S)
+        later = share if most > was[key] + LATENCY_FLOOR_S else "%d ms" % (1000 * LATENCY_FLOOR_S)
+        if now[key] > most:
+            told.append(("a first token after %.3f s" % now[key],
+                         "at most %.3f s, %s more than the %.3f s" % (most, later, was[key])))
     return [finding(
         "benchmark-slower", subject,
         found="%s at %s with %s" % (figure, _streamed(now), _release(result)),
-        wanted="%s: %s had %s on %s, of which %d%% are let pass" % (
-            least, _release(old), had, old["at"], round(100 * tolerance)),
+        wanted="%s that %s had on %s" % (limit, _release(old), old["at"]),
         evidence="%s, %d + %d tokens a request" % (
             now["tool"], now["prompt_tokens"], now["output_tokens"]),
-        remedy=_remedy(result, old), severity="warning") for figure, least, had in told]
+        remedy=_remedy(result, old), severity="warning") for figure, limit in told]
 
 
 def _remedy(result: Benchmark, old: Benchmark) -> str:

@@ -69,6 +69,9 @@ def claims(plan: Plan) -> List[str]:
     given = [flags.spelled(one) for one in [*(plan.get("flags") or []),
                                             *(plan.get("extra_args") or [])]]
     found = ["structured_output"]
+    if plan["model"].get("kind") == "canary":
+        # Its template has no tools.
+        return found
     if plan["engine"] == "vllm":
         # Named by its user, and only then there: vLLM has a parser for each family of models.
         return found + ["tool_calls"] * (

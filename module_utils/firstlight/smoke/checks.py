@@ -35,8 +35,9 @@ COLOURS = ["red", "green"]
 COLOUR = {"type": "string", "enum": COLOURS}
 # It asks for no colour, so that an engine that does not heed the format gives no colour.
 HELLO = [{"role": "user", "content": "Say hello."}]
+ASK_PAINT = [{"role": "user", "content": "Paint the wall green."}]
 PAINT = {"type": "function", "function": {
-    "name": "paint", "description": "Paints the wall.",
+    "name": "paint", "description": "Paints the wall.", "strict": True,
     "parameters": {"type": "object", "properties": {"colour": COLOUR}, "required": ["colour"],
                    "additionalProperties": False}}}
 FORMAT_TOKENS = 256
@@ -176,14 +177,16 @@ def check_structured_output(target: Target) -> None:
 
 def check_tool_call(target: Target) -> None:
     """A call that is required comes, with arguments that keep to the tool's schema."""
-    said = target.talk(HELLO, target.limited(FORMAT_TOKENS), tools=[PAINT],
+    said = target.talk(ASK_PAINT, target.limited(FORMAT_TOKENS), tools=[PAINT],
                        tool_choice="required")
-    message = said["choices"][0]["message"]
-    calls = message.get("tool_calls") or []
+    choice = said["choices"][0]
+    calls = choice["message"].get("tool_calls") or []
     if not calls:
         _only_thought(said, message_of(said))
+        # llama.cpp lets a model say whatever it likes before the call.
         raise Wrong(_short(message_of(said)), "a call of the tool paint",
-                    "chat with tool_choice required")
+                    "chat with tool_choice required",
+                    "warning" if choice.get("finish_reason") == "length" else "fatal")
     called = calls[0]["function"]
     arguments = _json(called["arguments"])
     if called["name"] != "paint" or not isinstance(arguments, dict) or arguments.get(
