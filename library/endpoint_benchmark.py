@@ -210,11 +210,14 @@ def apply(kept, points, params):
     limits = load.Limits(params["request_timeout_s"], time.monotonic() + params["limit_s"])
     measured, notes, why = [], [], ""
     wanted = kept["plan"]
+    server = load.Server(wanted["url"], wanted["model"]["served_name"],
+                         (wanted["model"].get("geometry") or {}).get("vocabulary"))
+    load.warm_up(server, points[0], limits)
     if params["tool"] != "firstlight":
         measured, why = _by_engine(kept, points, limits, notes, params["tool"] == "engine")
     asked = any(one["tool"] != benchmark.LLAMA_BENCH for one in measured)
     if not asked and params["tool"] != "engine":
-        more, why = _by_ours(wanted, points, limits, notes)
+        more, why = _by_ours(server, points, limits, notes)
         measured += more
     tools = [one["tool"] for one in measured if one["tool"] != benchmark.LLAMA_BENCH]
     return {
@@ -269,10 +272,7 @@ def _by_llama(wanted, where, points, limits):
     return [bench_tools.llama_bench(wanted, where, points[0], half)]
 
 
-def _by_ours(wanted, points, limits, notes):
-    server = load.Server(wanted["url"], wanted["model"]["served_name"],
-                         (wanted["model"].get("geometry") or {}).get("vocabulary"))
-    load.warm_up(server, points[0], limits)
+def _by_ours(server, points, limits, notes):
     measured, first = [], ""
     for one in points:
         if limits.deadline - time.monotonic() < LEAST_S and measured:

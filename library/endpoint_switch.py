@@ -215,6 +215,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.firstlight import detached, endpoint_work, services
 from ansible.module_utils.firstlight.endpoint import Endpoint, NotServing
 from ansible.module_utils.firstlight.findings import text
+from ansible.module_utils.firstlight.planning import proof
 from ansible.module_utils.firstlight.transaction import Busy, RollbackFailed
 
 
@@ -299,13 +300,16 @@ def main():
     )
     params = module.params
     try:
+        if params["plan"]:
+            # What is wrong with it is said before anything is ended.
+            proof.smoke_request(params["plan"], params["proof"])
         endpoint = Endpoint(params["root"], params["name"], params["manager"],
                             params["supervisord"] or "", params["signatures"], params["consent"],
                             [params["definition"], (params["trial"] or {}).get("definition")])
         result = _run(module, endpoint, params)
     except Busy as problem:
         module.fail_json(msg="%s; nothing was changed. Run again when it has ended." % problem)
-    except (OSError, NotServing, services.ServiceError) as problem:
+    except (OSError, ValueError, NotServing, services.ServiceError) as problem:
         module.fail_json(msg="Endpoint %s: %s" % (params["name"], problem))
     module.exit_json(**result)
 

@@ -77,6 +77,14 @@ class NotReady(NotServing):
         self.matches = matches
 
 
+def is_split(plan: Plan) -> bool:
+    """Whether the devices of a plan have to reach each other.
+
+    llama.cpp copies through the host where its own do not.
+    """
+    return plan["engine"] == "vllm" and len(plan["gpus"]) > 1
+
+
 class Endpoint:
     """One endpoint's files and services on this host.
 
@@ -167,7 +175,7 @@ class Endpoint:
     def files(self) -> List[str]:
         """What was written for it, beside the definitions and the way in."""
         patterns = ("passport.json", "passports/*.json", "passports/undone/*.json",
-                    "last_check.json", "engine.log*", FAILED_LOG)
+                    "last_check.json", "engine.log*", FAILED_LOG, "profile.json", "profile/*")
         folder = glob.escape(self.folder)
         return sorted(
             file for pattern in patterns for file in glob.glob(os.path.join(folder, pattern)))
@@ -233,8 +241,7 @@ class Endpoint:
         :param container: the one that is made for the plan, where it runs in one.
         :raises NotReady: when they do not reach each other, in the time they have.
         """
-        # llama.cpp copies through the host where its devices do not reach each other.
-        if plan["engine"] != "vllm" or len(plan["gpus"]) < 2:
+        if not is_split(plan):
             return
         report({"text": "trying the ways between %d devices" % len(plan["gpus"])})
         made = self.docker.made(self.name, container) if self.service is self.docker else None

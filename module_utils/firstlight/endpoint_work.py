@@ -14,9 +14,19 @@ import os
 import shutil
 from typing import Any, Dict, Iterable, List, Optional, Set
 
-from . import passport, paths, processes, smoke
+from . import collective, passport, paths, processes, smoke
 from .docker_service import NAMED, Docker
-from .endpoint import FAILED_LOG, HANG_SECONDS, Endpoint, Found, NotReady, NotServing, Plan, Report
+from .endpoint import (
+    FAILED_LOG,
+    HANG_SECONDS,
+    Endpoint,
+    Found,
+    NotReady,
+    NotServing,
+    Plan,
+    Report,
+    is_split,
+)
 from .engine_log import observed
 from .findings import blocking, text
 from .services import ServiceError
@@ -34,7 +44,8 @@ def limit_s(params: Params) -> float:
     starts = [one["start_timeout_s"] for one in plans if one]
     # As long again for the way back; a passport's own is not known here.
     proofs = 2 * smoke.REQUESTS * params["request_timeout_s"]
-    return float(2 * sum(starts or [3600]) + proofs + SLACK_S)
+    split = sum(collective.LIMIT_S for one in plans if one and is_split(one))
+    return float(2 * sum(starts or [3600]) + proofs + split + SLACK_S)
 
 
 # Why.
@@ -480,7 +491,8 @@ def _remove(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any
         if endpoint.docker in endpoint.services:
             endpoint.docker.discard(endpoint.name, [])
         processes.end(endpoint.root, endpoint.name)
-        paths.remove(endpoint.files(), endpoint.folder, "passports/undone", "passports")
+        paths.remove(endpoint.files(), endpoint.folder, "passports/undone", "passports",
+                     "profile")
         change.forget_lock()
     with contextlib.suppress(OSError, ServiceError):
         removed += _clear(endpoint, plans, set(params["spared"]))

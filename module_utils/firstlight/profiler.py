@@ -16,10 +16,10 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-from . import engine_log, passport, processes, profile_traces
+from . import collective, engine_log, passport, processes, profile_traces, smoke
 from .docker_api import Api, Away, Refused
 from .docker_service import Docker
-from .endpoint import Endpoint, NotServing, Passport, Plan, Report
+from .endpoint import Endpoint, NotServing, Passport, Plan, Report, is_split
 from .findings import Finding, finding
 from .http_client import Answer, post
 from .planning import profile_service
@@ -29,8 +29,6 @@ Params = Dict[str, Any]
 
 SLACK_S = 300
 """What the work may take beside its starts, its proof and its limits."""
-CHECKS = 12
-"""Requests of the proof afterwards that may each take their whole time."""
 LOOK_S = 0.25
 """How often the limits are looked at."""
 STOP_S = 60.0
@@ -52,7 +50,8 @@ def limit_s(params: Params) -> float:
     limits = plan["profile"]["limits"]
     # The start of the variant, and of what comes back, with as much patience.
     return float(2 * plan["start_timeout_s"] + limits["seconds"] + profile_traces.READ_S + SLACK_S
-                 + CHECKS * params["request_timeout_s"])
+                 + (collective.LIMIT_S if is_split(plan) else 0)
+                 + smoke.REQUESTS * params["request_timeout_s"])
 
 
 def reasons(endpoint: Endpoint, params: Params) -> List[str]:

@@ -21,6 +21,9 @@ Fault = Dict[str, Union[str, bool]]
 
 KINDS = ("repetition", "entropy", "encoding", "language", "control")
 
+NEVER_ALONE = ("entropy", "language")
+"""How a text reads depends on the model and its prompt as well."""
+
 LIMIT = 16384
 """Characters that are judged: the first and the last half of it. Bounds the time."""
 
@@ -72,6 +75,10 @@ with a product's name in it; a list of greetings has more, and never two in a wo
 
 SCRIPT_CHANGES = 3
 """Changes of the script inside of a word from which on ``SCRIPTS`` counts."""
+
+TOGETHER = 3
+"""Kinds of faults in one text that are no coincidence: then each that says more than how the text
+reads is enough to fail an endpoint."""
 
 LATIN_SHARE = 0.5
 """Share of Latin letters among the letters of an English answer. Quotes of other languages stay
@@ -139,14 +146,16 @@ def faults(text: str, language: str = "en", expected_bytes_invalid: int = 0) -> 
         text = text[: LIMIT // 2] + text[-(LIMIT // 2):]
     if not text:
         return []
-    found = [
+    found = [one for one in (
         _control(text),
         _encoding(text, expected_bytes_invalid),
         _repetition(text),
         _entropy(text),
         _language(text, language),
-    ]
-    return [one for one in found if one]
+    ) if one]
+    if len(found) < TOGETHER:
+        return found
+    return [dict(one, alone=one["kind"] not in NEVER_ALONE) for one in found]
 
 
 def _fault(kind: str, found: str, wanted: str, alone: bool) -> Fault:

@@ -118,3 +118,19 @@ def test_devices_that_do_not_reach_each_other_are_found_before_the_engine(host, 
 def test_one_device_is_not_asked(host, monkeypatch):
     monkeypatch.setattr(collective, "check", lambda *_: "asked all the same")
     assert host.switched(fake())["verdict"]["passed"] is True
+
+
+def test_what_a_proof_cannot_ask_is_said_before_anything_is_ended(host):
+    old = fake()
+    host.switched(old)
+    failed = host.switch(fake(), proof={"floors": {"chat": {"speed": 1}}})
+    assert "endpoint_smoke_floors.chat" in failed["msg"]
+    assert host.chat()["plan"] == old["hash"]
+
+
+def test_a_floor_that_is_missed_goes_back(host):
+    old = fake()
+    host.switched(old)
+    failed = host.switch(fake(), proof={"floors": {"chat": {"tokens_per_second": 1e12}}})
+    assert "tokens_per_second" in failed["msg"]
+    assert "What served before is back" in failed["msg"]

@@ -64,7 +64,8 @@ def test_what_served_is_back_and_has_no_profiler(host, recorded, profile, passpo
     assert host.check_output("cat /proc/*/cmdline 2>/dev/null | tr '\\0' ' ' || true").count(
         "--profiler-config") == 0
     assert host.file(ENDPOINT + "profile").exists is False
-    found = host.check_output("find /var/lib/firstlight/cache -name '*.json.gz' -o -name '*trace*json*'")
+    found = host.check_output(
+        "find /var/lib/firstlight/cache -name '*.json.gz' -o -name '*trace*json*'")
     assert found == ""
 
 
