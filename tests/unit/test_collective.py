@@ -149,6 +149,7 @@ def test_ranks_end_with_who_started_them():
     probe.kill()
     probe.wait()
     until(lambda: not any(map(processes.is_alive, pids)))
+    assert not any(map(processes.is_alive, pids))
     probe.stdout.close()
 
 
