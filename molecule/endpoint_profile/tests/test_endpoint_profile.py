@@ -45,7 +45,7 @@ def test_a_trace_holds_work_of_the_engine(recorded, profile):
         assert len(text) > 0 and trace["bytes"] > 0
         events += found
     names = {one["name"] for one in events}
-    assert {"aten::addmm", "aten::mm", "aten::linear"} & names, sorted(names)[:50]
+    assert {"aten::addmm", "aten::mm", "aten::linear", "_C::onednn_mm"} & names, sorted(names)[:50]
 
 
 def test_what_took_most_of_the_time_is_told(recorded, profile):
