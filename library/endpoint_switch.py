@@ -193,6 +193,9 @@ attempt:
       description: What its log says, in Firstlight's shape of findings.
       type: list
       elements: dict
+    trial:
+      description: Whether it was the canary before the endpoint that did not get ready.
+      type: bool
     words:
       description: What the pattern of each row found, by the row's id.
       type: dict

@@ -70,11 +70,12 @@ class NotReady(NotServing):
     """The engine did not get ready.
 
     :param matches: what its log says of the cause, as :func:`.engine_log.matches` has it.
+    :param of_trial: whether it was the canary before the endpoint.
     """
 
-    def __init__(self, said: str, matches: List[Dict[str, Any]]) -> None:
+    def __init__(self, said: str, matches: List[Dict[str, Any]], of_trial: bool = False) -> None:
         super().__init__(said)
-        self.matches = matches
+        self.matches, self.of_trial = matches, of_trial
 
 
 def is_split(plan: Plan) -> bool:

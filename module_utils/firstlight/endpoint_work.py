@@ -260,9 +260,18 @@ def _passport(endpoint: Endpoint, params: Params, plan: Plan, definition: str,
         "smoke": {"figures": verdict["figures"], "checks": verdict["checks"],
                   "findings": verdict["findings"]},
         "phases": phases,
+        **_benchmark(endpoint, plan),
         "attempts": [*(_without_words(one) for one in params["attempts"]),
                      _attempt(plan, "proven", [])],
     }
+
+
+def _benchmark(endpoint: Endpoint, plan: Plan) -> Dict[str, Any]:
+    """What was measured of this very plan before: it is none of another one's."""
+    for one in [endpoint.passport(), *endpoint.generations()]:
+        if one and one["plan"]["hash"] == plan["hash"] and isinstance(one.get("benchmark"), dict):
+            return {"benchmark": one["benchmark"]}
+    return {}
 
 
 def failed_attempt(params: Params, problem: NotServing) -> Optional[Dict[str, Any]]:
@@ -273,16 +282,18 @@ def failed_attempt(params: Params, problem: NotServing) -> Optional[Dict[str, An
     plan = params["plan"] or (params["trial"] or {}).get("plan")
     if not isinstance(problem, NotReady) or plan is None:
         return None
-    return dict(_attempt(plan, "failed", [one["finding"] for one in problem.matches]), words={
-        one["finding"]["id"]: one["words"] for one in problem.matches})
+    return dict(_attempt(plan, "failed", [one["finding"] for one in problem.matches]),
+                trial=problem.of_trial, words={
+                    one["finding"]["id"]: one["words"] for one in problem.matches})
 
 
 def _without_words(attempt: Dict[str, Any]) -> Dict[str, Any]:
-    return {key: value for key, value in attempt.items() if key != "words"}
+    # What a log says goes no further than the message: lines of it may hold anything.
+    told = [dict(one, evidence="", found="") for one in attempt.get("findings") or []]
+    return dict({key: value for key, value in attempt.items() if key != "words"}, findings=told)
 
 
 def _attempt(plan: Plan, outcome: str, findings: List[Dict[str, Any]]) -> Dict[str, Any]:
-    # What a log says goes no further than the message: lines of it may hold anything.
     return {"at": passport.now(), "plan": plan["hash"], "outcome": outcome,
             "adjustments": plan.get("adjustments", []),
             "findings": [dict(one, evidence="") for one in findings]}
@@ -325,7 +336,7 @@ def _prove_trial(endpoint: Endpoint, params: Params, report: Report) -> Dict[str
         said = "The canary is not served by %s %s on these devices, so %s was not tried. %s" % (
             trial["plan"]["engine"], trial["plan"]["engine_version"], endpoint.name, problem)
         if isinstance(problem, NotReady):
-            raise NotReady(said, problem.matches) from problem
+            raise NotReady(said, problem.matches, of_trial=True) from problem
         raise NotServing(said) from problem
     passport.write_json(_record(endpoint, trial), {
         "at": passport.now(), "plan": trial["plan"], "phases": started["phases"],
@@ -387,6 +398,8 @@ def _go_back(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, An
         verdict = _serve(endpoint, params, found, report, dict(old["plan"], beside=False),
                          old["service"]["text"], way_in)
         os.unlink(gone)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(endpoint.folder, FAILED_LOG))
     passport.write_check(os.path.join(endpoint.folder, "last_check.json"), verdict)
     return {"verdict": verdict, "recovered": change.recovered,
             "reasons": ["what served before is asked for"]}

@@ -75,8 +75,9 @@ def do(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any]:
     :returns: what the module returns of it.
     :raises NotServing: nothing was recorded, or what served does not serve again.
     """
-    plan = params["plan"]
-    _must_be_ours(endpoint, plan)
+    _must_be_ours(endpoint, params["plan"])
+    # Its reports are read by the program that wrote them.
+    plan = _with_nsys(params["plan"])
     try:
         recorded = _recorded(endpoint, plan, report)
         report({"text": "starting again what served"})
@@ -97,7 +98,6 @@ def _recorded(endpoint: Endpoint, plan: Plan, report: Report) -> Dict[str, Any]:
         endpoint.begun = True
         kept = _serving(endpoint, endpoint.observe(), plan)
         # What cannot be is found before anything that serves is touched.
-        plan = _with_nsys(plan)
         _room(endpoint, plan)
         definition = _definition(endpoint, kept, plan)
         for path in (*endpoint.definitions(), endpoint.passport_path):

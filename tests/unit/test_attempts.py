@@ -59,8 +59,9 @@ def test_both_attempts_are_in_the_passport_and_no_line_of_a_log_is(host):
         signatures=[ROW], attempts=[failed["attempt"]])
     attempts = second["passport"]["attempts"]
     assert [one["outcome"] for one in attempts] == ["failed", "proven"]
-    assert attempts[0] == {key: value for key, value in failed["attempt"].items()
-                           if key != "words"}
+    assert [one["id"] for one in attempts[0]["findings"]] == ["cache-too-small"]
+    assert "words" not in attempts[0]
+    assert "8192" not in json.dumps(attempts[0])
     assert attempts[1]["adjustments"][0]["value"] == 4000
     assert "secret-token" not in host.passport().decode()
     assert json.loads(host.passport())["attempts"] == attempts
@@ -91,6 +92,21 @@ def test_a_canary_that_does_not_start_tells_it_too(host):
     failed = host.switch(fake(), trial=host.trial(dying()), signatures=[ROW])
     assert "The canary is not served" in failed["msg"]
     assert [one["id"] for one in failed["attempt"]["findings"]] == ["cache-too-small"]
+    assert failed["attempt"]["trial"] is True
+
+
+def test_what_was_measured_of_a_plan_stays_with_it(host):
+    of = fake()
+    host.switched(of)
+    file = host.folder / "passport.json"
+    file.write_text(json.dumps(dict(json.loads(file.read_text()), benchmark={"at": "then"})))
+    host.service.follow("chat", anew=True)
+    definition = host.service.files("chat")[0]
+    with open(definition, "a") as text:
+        text.write("\n")
+    assert host.switched(of)["passport"]["benchmark"] == {"at": "then"}
+    assert "benchmark" not in host.switched(fake())["passport"]
+    assert host.back()["passport"]["benchmark"] == {"at": "then"}
 
 
 def split(**how):

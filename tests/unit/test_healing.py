@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import facts as made
 import planner
 import pytest
+import yaml
 
 from ansible.module_utils.firstlight.findings import finding
 from ansible.module_utils.firstlight.planning import healing, keep
@@ -174,6 +177,21 @@ def test_what_was_learned_adds_up():
     assert found["attempts"][second["name"]][0]["adjustments"] == second["adjustments"]
 
 
+def test_what_the_canary_has_of_its_own_is_not_changed_for_it():
+    first = plan()
+    result = failed(first, "too-long", "late", "peers", fits="4096")
+    result["attempt"]["trial"] = True
+    found = healing.healing([result], [first], ROWS)
+    assert [one["kind"] for one in found["adjustments"][first["name"]]] == ["environment"]
+
+
+def test_variables_of_rows_are_those_that_a_passport_may_bring_back():
+    catalog = Path(__file__).parents[2] / "catalog" / "log_signatures.yml"
+    changed = [row["change"] for row in yaml.safe_load(catalog.read_text())]
+    assert healing.SETTINGS == {
+        both for one in changed if one.get("kind") == "environment" for both in one["set"].items()}
+
+
 def test_what_failed_otherwise_is_none_of_it():
     first = plan()
     for result in ({"name": first["name"], "msg": "busy"}, {"attempt": None}, {},
@@ -235,7 +253,10 @@ def test_what_failed_just_now_is_not_kept_as_it_runs():
     {"signature": "s", "kind": "environment", "value": {"a b": "1"}},
     {"signature": "s", "kind": "environment", "value": {"LD_PRELOAD": "/tmp/mine.so"}},
     {"signature": "s", "kind": "environment", "value": {"NCCL_NET_PLUGIN": "/tmp/mine.so"}},
-    {"signature": "s", "kind": "other_gpu", "value": [1]},
+    {"signature": "s", "kind": "other_gpu", "value": ["GPU-1"]},
+    {"signature": "s", "kind": "environment", "value": {"NCCL_NET_PLUGIN": "1"}},
+    {"signature": "s", "kind": "environment", "value": {"NCCL_P2P_DISABLE": "x"}},
+    {"signature": "a b", "kind": "eager", "value": True},
     {"signature": "s", "kind": "eager", "value": 1},
     {"signature": 1, "kind": "eager", "value": True},
     {"signature": "s", "kind": "shell", "value": "x"},
@@ -243,3 +264,8 @@ def test_what_failed_just_now_is_not_kept_as_it_runs():
 ], ids=str)
 def test_a_passport_is_not_believed(value):
     assert not healing.is_sound(value)
+
+
+def test_a_passport_of_more_devices_than_there_are_costs_nothing():
+    was = kept(plan(), tensor_parallel=2**15, pipeline_parallel=2**40)
+    assert plan(state=was)["tensor_parallel"] == 1

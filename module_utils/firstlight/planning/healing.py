@@ -27,10 +27,16 @@ SHARE_OF_CONTEXT = 0.97
 BLOCK = 16
 LONGER = 2
 MORE_SHARED_MEMORY = 4
-# What a passport may bring back of variables: none that names a program or a library.
-NAME = re.compile(r"(?:NCCL|VLLM)_[A-Z0-9_]{1,60}")
-PLAIN = re.compile(r"[A-Za-z0-9_.,:^=-]{0,100}")
-MOST = 2**50
+# What a passport may bring back of variables: those that rows of the catalog set.
+SETTINGS = frozenset([
+    ("NCCL_CUMEM_HOST_ENABLE", "0"), ("NCCL_IB_DISABLE", "1"), ("NCCL_NVLS_ENABLE", "0"),
+    ("NCCL_P2P_DISABLE", "1"), ("NCCL_SOCKET_IFNAME", "lo"), ("VLLM_SKIP_P2P_CHECK", "0")])
+SIGNATURE = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+){0,20}")
+MOST = {"context": 2**30, "start_budget": 7 * 86400, "shared_memory": 2**40}
+
+
+OF_THE_MODEL = {"context": "context", "start_budget": "time"}
+"""What of a plan the canary before it does not take over."""
 
 
 class Kept(NamedTuple):
@@ -82,6 +88,10 @@ def _changes(attempt: Dict[str, Any], plan: Plan, rows: Dict[str, Row],
         row = rows.get(one["id"], {})
         change = row.get("change") or {}
         if not change or row["id"] in used or change["kind"] in [made["kind"] for made in new]:
+            continue
+        if attempt.get("trial") and change["kind"] in OF_THE_MODEL:
+            told.append("%s: it was said of the canary, which has its own %s." % (
+                row["id"], OF_THE_MODEL[change["kind"]]))
             continue
         value = MAKERS[change["kind"]](plan, change, words.get(row["id"]) or {})
         if isinstance(value, Kept):
@@ -171,7 +181,8 @@ def learned(request: Request, state: Dict[str, Any], new: Optional[List[Adjustme
             fingerprint: str) -> List[Adjustment]:
     """What was learned of an endpoint: just now, else as its passport has it.
 
-    The passport's holds where the same is asked for and the model is the same.
+    The passport's holds where the same is asked for and the model is the same. Which device was in
+    trouble then says nothing of now: that is looked at anew each time.
     """
     if new is not None:
         return new
@@ -195,17 +206,16 @@ def of_release(adjustments: List[Adjustment], new: bool, request: Request, state
 
 def is_sound(one: Any) -> bool:
     """Whether something that lay on a host is an adjustment."""
-    if not isinstance(one, dict) or not isinstance(one.get("signature"), str):
+    if not isinstance(one, dict) or not isinstance(one.get("signature"), str) \
+            or not SIGNATURE.fullmatch(one["signature"]):
         return False
     kind, value = one.get("kind"), one.get("value")
-    if kind in ("context", "start_budget", "shared_memory"):
-        return type(value) is int and 0 < value < MOST
-    if kind == "other_gpu":
-        return isinstance(value, list) and all(isinstance(uuid, str) for uuid in value)
+    if kind in MOST:
+        return type(value) is int and 0 < value < MOST[kind]
     if kind == "environment":
         return isinstance(value, dict) and all(
-            isinstance(key, str) and NAME.fullmatch(key) and isinstance(setting, str)
-            and PLAIN.fullmatch(setting) for key, setting in value.items())
+            isinstance(setting, str) and (key, setting) in SETTINGS
+            for key, setting in value.items())
     return kind == "eager" and value is True
 
 

@@ -231,7 +231,10 @@ def check_keys(target: Target) -> None:
         raise Wrong("%s: %s" % (path, problem.strerror), "the certificate of " + url) from problem
     if path and not der:
         raise Wrong("no certificate in %s" % path, "the certificate of " + url)
-    context = pinned(der) if der else None
+    try:
+        context = pinned(der) if der else None
+    except (OSError, ValueError) as problem:
+        raise Wrong("no certificate in %s" % path, "the certificate of " + url) from problem
     for asked in refusals(url, context, target.timeout_s):
         if asked.answer.status != REFUSED:
             raise Wrong(asked.answer.brief(), "HTTP %d" % REFUSED,

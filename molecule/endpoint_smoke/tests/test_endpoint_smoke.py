@@ -37,6 +37,21 @@ def test_the_switch_proved_it_by_the_same_checks(host):
     assert [one["id"] for one in passport["smoke"]["checks"]] == CHECKS
 
 
+def test_what_its_log_said_was_changed_once(host, name):
+    """The first attempt failed for want of cache; what the engine says fits is served since."""
+    passport = json.loads(
+        host.file("/var/lib/firstlight/endpoints/demo/passport.json").content_string)
+    plan, attempts = passport["plan"], passport["attempts"]
+    if name != "vllm12":
+        assert (plan["adjustments"], len(attempts)) == ([], 1)
+        return
+    [change] = plan["adjustments"]
+    assert (change["signature"], change["kind"]) == ("cache-too-small-for-context", "context")
+    assert change["value"] == plan["context"] < plan["model"]["geometry"]["context"]
+    assert [one["outcome"] for one in attempts] == ["failed", "proven"]
+    assert [one["id"] for one in attempts[0]["findings"]][:1] == ["cache-too-small-for-context"]
+
+
 def test_its_speed_is_told(host):
     figures = verdict(host, "/var/lib/firstlight", "demo")["figures"]
     assert figures["streams"] == 4
