@@ -188,8 +188,9 @@ def test_what_the_canary_has_of_its_own_is_not_changed_for_it():
 def test_variables_of_rows_are_those_that_a_passport_may_bring_back():
     catalog = Path(__file__).parents[2] / "catalog" / "log_signatures.yml"
     changed = [row["change"] for row in yaml.safe_load(catalog.read_text())]
-    assert healing.SETTINGS == {
-        both for one in changed if one.get("kind") == "environment" for both in one["set"].items()}
+    set_ = {both for one in changed if one.get("kind") == "environment"
+            for both in one["set"].items()}
+    assert set_ == healing.SETTINGS
 
 
 def test_what_failed_otherwise_is_none_of_it():

@@ -341,8 +341,8 @@ def _pinned(model: Plan, pool: Pool, engine: Engine, pins: Pins, most: int) -> L
     """The placement that the endpoint has. What ran has shown that it fits."""
     layout = memory.Layout(pins.tensor_parallel, pins.pipeline_parallel)
     # A passport may say anything; what is no layout of its devices is not looked for among all.
-    if layout.devices > max(1, len(pins.gpus)) or layout not in parallelism.layouts(engine.row["engine"], model, engine.kernel,
-                                         layout.devices):
+    if layout.devices > max(1, len(pins.gpus)) or layout not in parallelism.layouts(
+            engine.row["engine"], model, engine.kernel, layout.devices):
         return []
     placed = [placement.place(model, pool.device, engine, layout, settings, most,
                               pins.utilisation)
