@@ -319,6 +319,6 @@ def test_a_trace_of_a_gpu_without_kernels_is_no_profile_of_it():
 
 def test_the_guard_waits_longer_than_all_limits_together():
     limits = {"seconds": 1800}
-    asked = {"plan": {"start_timeout_s": 600, "profile": {"limits": limits}},
-             "request_timeout_s": 120.0}
+    asked = {"plan": {"engine": "vllm", "gpus": [], "start_timeout_s": 600,
+                      "profile": {"limits": limits}}, "request_timeout_s": 120.0}
     assert profiler.limit_s(asked) > 2 * 600 + 1800 + profile_traces.READ_S
