@@ -195,16 +195,13 @@ profile:
       elements: dict
 """
 
-import os
-import uuid
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import detached, passport, profiler, services
+from ansible.module_utils.firstlight import endpoint_run, passport, profiler, services
 from ansible.module_utils.firstlight.docker_service import Docker
 from ansible.module_utils.firstlight.endpoint import Endpoint, NotServing
 from ansible.module_utils.firstlight.planning import profile_service
-from ansible.module_utils.firstlight.transaction import Busy, RollbackFailed
+from ansible.module_utils.firstlight.transaction import Busy
 
 
 def plan(params, endpoint):
@@ -214,53 +211,17 @@ def plan(params, endpoint):
 
 def apply(module, endpoint, params):
     """Have the work done on the host, and watch it."""
-    def work(report):
-        return _told(endpoint, lambda: profiler.do(endpoint, params, report))
+    def known(problem):
+        found = getattr(problem, "findings", None)
+        return {"findings": found} if found else {}
 
-    def recover():
-        def go_back():
-            endpoint.begun = True
-            try:
-                with endpoint.journal():
-                    pass
-            finally:
-                profiler.clear(endpoint, params["plan"])
-            raise NotServing("The profile of %s was ended in the middle." % endpoint.name)
-
-        return _told(endpoint, go_back)
-
-    told = detached.watch(
-        _run_file(params), params["run"] or uuid.uuid4().hex,
-        params["wait_s"] if params["run"] else None, work, recover, profiler.limit_s(params))
-    if not told["finished"]:
-        return {"finished": False, "progress": told["progress"]}
-    result = told["result"]
+    result = endpoint_run.watch(
+        endpoint, params, lambda report: profiler.do(endpoint, params, report),
+        profiler.limit_s(params), "profile of",
+        clear=lambda: profiler.clear(endpoint, params["plan"]), more=known)
     if "failed" in result:
         module.fail_json(msg=result.pop("failed"), name=endpoint.name, **result)
     return result
-
-
-def _told(endpoint, task):
-    """What came of it, in a form that can be written down."""
-    findings = None
-    try:
-        return task()
-    except Busy as problem:
-        said = "%s; nothing was changed. Run again when it has ended." % problem
-    except RollbackFailed as problem:
-        said = str(problem)
-    except NotServing as problem:
-        said = "%s\n%s" % (problem, endpoint.what_serves())
-        findings = getattr(problem, "findings", None)
-    except Exception as problem:  # its process ends with it, so this is the only word of it
-        said = "Endpoint %s: %s\n%s" % (
-            endpoint.name, str(problem) or type(problem).__name__, endpoint.what_serves())
-    return {"failed": said, **({"findings": findings} if findings else {})}
-
-
-def _run_file(params):
-    # That of the switch: one of both is at work at a time, and says so.
-    return os.path.join(params["root"], "journal", "endpoint-%s.run.json" % params["name"])
 
 
 def main():
@@ -282,7 +243,7 @@ def main():
     try:
         result = _run(module, params)
     except Busy as problem:
-        module.fail_json(msg="%s; nothing was changed. Run again when it has ended." % problem)
+        module.fail_json(msg=endpoint_run.BUSY % problem)
     except (OSError, NotServing, services.ServiceError) as problem:
         module.fail_json(msg="Endpoint %s: %s" % (params["name"], problem))
     module.exit_json(**result)
@@ -298,7 +259,7 @@ def _run(module, params):
         params["signatures"], coming=[profile_service.container_definition(params["plan"])]
         if manager == Docker.KIND else [])
     result = {"name": endpoint.name, "reasons": [], "finished": True, "changed": True}
-    if not (params["run"] and detached.is_of(_run_file(params), params["run"])):
+    if not endpoint_run.has_begun(params):
         result["reasons"] = plan(params, endpoint)
         if module.check_mode:
             return result

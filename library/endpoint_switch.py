@@ -210,16 +210,13 @@ removed:
   elements: str
 """
 
-import os
-import uuid
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import detached, endpoint_work, services
+from ansible.module_utils.firstlight import endpoint_run, endpoint_work, services
 from ansible.module_utils.firstlight.endpoint import Endpoint, NotServing
 from ansible.module_utils.firstlight.findings import text
 from ansible.module_utils.firstlight.planning import proof
-from ansible.module_utils.firstlight.transaction import Busy, RollbackFailed
+from ansible.module_utils.firstlight.transaction import Busy
 
 
 def plan(params, found, endpoint):
@@ -229,46 +226,16 @@ def plan(params, found, endpoint):
 
 def apply(module, endpoint, params):
     """Have the work done on the host, and watch it."""
-    def work(report):
-        return _told(endpoint, params, lambda: endpoint_work.do(endpoint, params, report))
+    def attempt(problem):
+        made = endpoint_work.failed_attempt(params, problem)
+        return {"attempt": made} if made else {}
 
-    def recover():
-        def go_back():
-            endpoint.begun = True
-            with endpoint.journal():
-                pass
-            raise NotServing("The work on %s was ended in the middle." % endpoint.name)
-
-        return _told(endpoint, params, go_back)
-
-    file = os.path.join(params["root"], "journal", "endpoint-%s.run.json" % endpoint.name)
-    told = detached.watch(
-        file, params["run"] or uuid.uuid4().hex, params["wait_s"] if params["run"] else None,
-        work, recover, endpoint_work.limit_s(params))
-    if not told["finished"]:
-        return {"finished": False, "progress": told["progress"]}
-    result = told["result"]
+    result = endpoint_run.watch(
+        endpoint, params, lambda report: endpoint_work.do(endpoint, params, report),
+        endpoint_work.limit_s(params), "work on", more=attempt)
     if "failed" in result:
         module.fail_json(msg=result.pop("failed"), name=endpoint.name, **result)
     return result
-
-
-def _told(endpoint, params, task):
-    """What came of it, in a form that can be written down."""
-    attempt = None
-    try:
-        return task()
-    except Busy as problem:
-        said = "%s; nothing was changed. Run again when it has ended." % problem
-    except RollbackFailed as problem:
-        said = str(problem)
-    except NotServing as problem:
-        said = "%s\n%s" % (problem, endpoint.what_serves())
-        attempt = endpoint_work.failed_attempt(params, problem)
-    except Exception as problem:  # its process ends with it, so this is the only word of it
-        said = "Endpoint %s: %s\n%s" % (
-            endpoint.name, str(problem) or type(problem).__name__, endpoint.what_serves())
-    return {"failed": said, **({"attempt": attempt} if attempt else {})}
 
 
 def main():
@@ -311,14 +278,14 @@ def main():
                             [params["definition"], (params["trial"] or {}).get("definition")])
         result = _run(module, endpoint, params)
     except Busy as problem:
-        module.fail_json(msg="%s; nothing was changed. Run again when it has ended." % problem)
+        module.fail_json(msg=endpoint_run.BUSY % problem)
     except (OSError, ValueError, NotServing, services.ServiceError) as problem:
         module.fail_json(msg="Endpoint %s: %s" % (params["name"], problem))
     module.exit_json(**result)
 
 
 def _run(module, endpoint, params):
-    if params["run"] and _begun(params):
+    if endpoint_run.has_begun(params):
         # The same run again: what was found before the work began is not asked again.
         result = {"name": endpoint.name, "reasons": [], "finished": True, "changed": True}
         result.update(apply(module, endpoint, params))
@@ -334,12 +301,6 @@ def _run(module, endpoint, params):
     if reasons and not module.check_mode:
         result.update(apply(module, endpoint, params))
     return _finished(module, result, endpoint, params)
-
-
-def _begun(params):
-    """Whether this run's work is there to be watched."""
-    return detached.is_of(os.path.join(
-        params["root"], "journal", "endpoint-%s.run.json" % params["name"]), params["run"])
 
 
 def _finished(module, result, endpoint, params):

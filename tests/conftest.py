@@ -15,7 +15,8 @@ ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
 import strategies  # noqa: E402, F401 - loads the profile of the property tests
 
-pytest_plugins = ["harness", "library_root", "mock_nvml.fixtures", "remote_calls", "transcripts"]
+pytest_plugins = ["endpoint_host", "fake_docker", "harness", "library_root", "mock_nvml.fixtures",
+                  "remote_calls", "transcripts"]
 
 
 @pytest.fixture(scope="session")

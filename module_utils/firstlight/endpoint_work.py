@@ -12,7 +12,7 @@ import glob
 import json
 import os
 import shutil
-from typing import Any, Dict, Iterable, List, Optional, Set
+from typing import Any, Dict, List, Optional, Set
 
 from . import collective, passport, paths, processes, smoke
 from .docker_service import NAMED, Docker
@@ -254,7 +254,8 @@ def _passport(endpoint: Endpoint, params: Params, plan: Plan, definition: str,
         "placement": seen,
         "memory": {
             "predicted_bytes": plan["memory"]["total_bytes"],
-            "observed_bytes": _resident_bytes(endpoint.observe()["pids"] or [status["pid"]]),
+            "observed_bytes": processes.resident_bytes(
+                endpoint.observe()["pids"] or [status["pid"] or 0]),
             "observed": observed(log),
         },
         "smoke": {"figures": verdict["figures"], "checks": verdict["checks"],
@@ -297,19 +298,6 @@ def _attempt(plan: Plan, outcome: str, findings: List[Dict[str, Any]]) -> Dict[s
     return {"at": passport.now(), "plan": plan["hash"], "outcome": outcome,
             "adjustments": plan.get("adjustments", []),
             "findings": [dict(one, evidence="") for one in findings]}
-
-
-def _resident_bytes(pids: Iterable[Any]) -> Optional[int]:
-    """What the engine's processes hold in RAM now, or ``None`` when it cannot be read."""
-    total = None
-    for pid in pids:
-        try:
-            with open("/proc/%s/status" % pid, encoding="utf-8") as file:
-                lines = [line.split() for line in file if line.startswith("VmRSS:")]
-            total = (total or 0) + int(lines[0][1]) * 1024
-        except (OSError, IndexError, ValueError):
-            continue
-    return total
 
 
 # The canary first.

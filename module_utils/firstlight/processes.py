@@ -174,6 +174,12 @@ def cpu_seconds(pid: int, proc: str = "/proc") -> Optional[float]:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else None
 
 
+def resident_bytes(pids: Iterable[int], proc: str = "/proc") -> Optional[int]:
+    """What processes hold in RAM now, together; ``None`` where none of them can be read."""
+    found = [int(fields[21]) for fields in (_stat(proc, pid) for pid in pids) if fields]
+    return sum(found) * os.sysconf("SC_PAGE_SIZE") if found else None
+
+
 def age_seconds(pid: int, proc: str = "/proc") -> Optional[float]:
     """Seconds since a process was started, or ``None`` when it is gone."""
     fields = _stat(proc, pid)

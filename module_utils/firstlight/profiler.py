@@ -253,12 +253,7 @@ class _Watchdog:
         return None
 
     def _resident(self) -> int:
-        found = 0
-        for pid in self._endpoint.observe()["pids"]:
-            with contextlib.suppress(OSError, IndexError, ValueError), open(
-                    "/proc/%d/statm" % pid, encoding="ascii") as file:
-                found += int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return found
+        return processes.resident_bytes(self._endpoint.observe()["pids"]) or 0
 
 
 def _size(folder: str) -> int:

@@ -69,8 +69,10 @@ def test_a_change_is_one_that_can_be_made(row):
     groups = re.compile(row["pattern"]).groupindex
     assert change.get("to", "") in ("", *groups)
     if "set" in change:
-        assert healing.is_sound({"signature": row["id"], "kind": "environment", "value": {
-            key: str(value) for key, value in change["set"].items()}})
+        assert all(isinstance(one, str) for both in change["set"].items() for one in both)
+        assert healing.is_sound(
+            {"signature": row["id"], "kind": "environment", "value": change["set"]},
+            {row["id"]: change})
 
 
 @each_row

@@ -20,9 +20,12 @@ import signal
 import socket
 import socketserver
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.parse
+
+import pytest
 
 from ansible.module_utils.firstlight import processes
 
@@ -434,3 +437,13 @@ class _Server:
         self._server.server_close()
         self._thread.join()
         self._path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def docker():
+    """A daemon that is not, which answers by its socket."""
+    with tempfile.TemporaryDirectory(prefix="fl", dir="/tmp") as folder:  # a socket's path is short
+        made = Docker(folder)
+        made.start()
+        yield made
+        made.end()

@@ -23,8 +23,8 @@ GIB = 2**30
 ROOT = "/var/lib/firstlight"
 FOLDER = "/srv/models/"
 NAMES = ("engine_costs", "engine_releases", "gguf_counterparts", "gpus", "health_limits",
-         "jetson_chips", "jetson_releases", "known_issues", "nvml_errors", "quantisation_kernels",
-         "without_triton", "xid_events")
+         "jetson_chips", "jetson_releases", "known_issues", "log_signatures", "nvml_errors",
+         "quantisation_kernels", "without_triton", "xid_events")
 # What the driver keeps of an idle card's memory where the catalog has no figure.
 RESERVED_SHARE = 0.01
 ENVIRONMENT = "a1b2c3d4e5"

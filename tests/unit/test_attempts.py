@@ -6,11 +6,10 @@ from __future__ import annotations
 import json
 import sys
 
-import pytest
-from endpoint_host import Host, fake, plan
-from supervised import free_port, short_root
+from endpoint_host import fake, plan
+from supervised import free_port
 
-from ansible.module_utils.firstlight import collective, docker_api, services
+from ansible.module_utils.firstlight import collective
 
 ROW = {
     "id": "cache-too-small", "engines": ["llama_cpp"], "stems": ["GiB KV cache is needed"],
@@ -23,14 +22,6 @@ LATE = {**ROW, "id": "late", "stems": ["and still works"],
         "pattern": "was not ready within .{0,40}, and still works", "found": "it loads"}
 SAID = ("ValueError: To serve one request with the model's max seq len (8192), 4.0 GiB KV cache is "
         "needed; the estimated maximum model length is 4096. hf_secret-token")
-
-
-@pytest.fixture
-def host(supervisord, run_module, monkeypatch):
-    monkeypatch.setattr(services, "kind_for_this_host", lambda: "supervisor")
-    monkeypatch.setattr(docker_api, "SOCKETS", ())
-    with short_root() as root:
-        yield Host(root, supervisord, run_module)
 
 
 def dying(line=SAID, adjustments=()):

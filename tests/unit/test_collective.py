@@ -8,12 +8,11 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import textwrap
 
 import pytest
 import yaml
-from fake_docker import DROP, Docker
+from fake_docker import DROP
 from supervised import until
 
 from ansible.module_utils.firstlight import (
@@ -251,15 +250,6 @@ LABELS = {"firstlight.endpoint": "chat", "firstlight.root": "/r", "firstlight.pl
 NAME = "firstlight-chat-0123abcd"
 LIMITS = {"Runtime": "nvidia", "ShmSize": 3 << 30, "IpcMode": "private", "CapDrop": ["ALL"],
           "Devices": [{"PathOnHost": "/dev/nvidia0"}], "NetworkMode": "firstlight"}
-
-
-@pytest.fixture
-def docker():
-    with tempfile.TemporaryDirectory(prefix="fl", dir="/tmp") as folder:  # a socket's path is short
-        made = Docker(folder)
-        made.start()
-        yield made
-        made.end()
 
 
 @pytest.fixture

@@ -3,23 +3,13 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 
 import pytest
-from fake_docker import DROP, HANG, Docker
+from fake_docker import DROP, HANG
 
 from ansible.module_utils.firstlight import docker_api
 from ansible.module_utils.firstlight.docker_api import Api, Away, Refused
-
-
-@pytest.fixture
-def docker():
-    with tempfile.TemporaryDirectory(prefix="fl", dir="/tmp") as folder:  # a socket's path is short
-        made = Docker(folder)
-        made.start()
-        yield made
-        made.end()
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import os
 import pathlib
-import tempfile
 import threading
 
 import pytest
 from endpoint_host import contained
-from fake_docker import DROP, Docker
+from fake_docker import DROP
 from fake_engine import serving
 from supervised import compose, until
 
@@ -46,15 +45,6 @@ class Rig(docker_service.Docker):
 
     def asked(self, path):
         return [call for call in self.docker.calls if call[1].endswith(path)]
-
-
-@pytest.fixture
-def docker():
-    with tempfile.TemporaryDirectory(prefix="fl", dir="/tmp") as folder:  # a socket's path is short
-        made = Docker(folder)
-        made.start()
-        yield made
-        made.end()
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import sys
 
 import endpoint_benchmark
 import pytest
-from endpoint_host import Host, fake, plan
+from endpoint_host import fake, plan
 from fake_engine import CONTEXT
-from supervised import free_port, short_root
+from supervised import free_port
 
-from ansible.module_utils.firstlight import canary, docker_api, services
+from ansible.module_utils.firstlight import canary
 from ansible.module_utils.firstlight.transaction import Lock
 
 LAUNCHER = str(pathlib.Path(__file__).parents[2] / "roles" / "inference_endpoint" / "files"
@@ -35,14 +35,6 @@ EXTRA = {
     "context": CONTEXT, "parallel": 4, "sequences": 8, "engine_binary": "", "engine_python": "",
     "memory": {"total_bytes": 2**20, "kv_tokens": CONTEXT},
 }
-
-
-@pytest.fixture
-def host(supervisord, run_module, monkeypatch):
-    monkeypatch.setattr(services, "kind_for_this_host", lambda: "supervisor")
-    monkeypatch.setattr(docker_api, "SOCKETS", ())
-    with short_root() as root:
-        yield Host(root, supervisord, run_module)
 
 
 def whole(made, **more):

@@ -14,15 +14,13 @@ import types
 import endpoint_profile
 import pytest
 import yaml
-from endpoint_host import Host, guard_of, healthy, other_run, plan
-from supervised import free_port, kill, short_root, until
+from endpoint_host import guard_of, healthy, other_run, plan
+from supervised import free_port, kill, until
 
 from ansible.module_utils.firstlight import (
-    docker_api,
     processes,
     profile_traces,
     profiler,
-    services,
 )
 from ansible.module_utils.firstlight.planning import profiling
 
@@ -31,14 +29,6 @@ CATALOG = pathlib.Path(__file__).parents[2] / "catalog"
 DIALECTS = yaml.safe_load((CATALOG / "profiler_dialects.yml").read_text())
 SIGNATURES = [row for row in yaml.safe_load((CATALOG / "log_signatures.yml").read_text())
               if row["id"].startswith("profiler-")]
-
-
-@pytest.fixture
-def host(supervisord, run_module, monkeypatch):
-    monkeypatch.setattr(services, "kind_for_this_host", lambda: "supervisor")
-    monkeypatch.setattr(docker_api, "SOCKETS", ())
-    with short_root() as root:
-        yield Host(root, supervisord, run_module)
 
 
 def served(host, fault="none", **changes):

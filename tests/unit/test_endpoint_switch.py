@@ -12,23 +12,15 @@ import signal
 import endpoint_info
 import endpoint_switch
 import pytest
-from endpoint_host import Host, fake, guard_of, healthy, loading, other_run, plan, starts
+from endpoint_host import fake, guard_of, healthy, loading, other_run, plan, starts
 from fake_engine import serving
-from supervised import FAKE_ENGINE, ROOT, fake_engine, free_port, kill, short_root, until
+from supervised import FAKE_ENGINE, ROOT, fake_engine, free_port, kill, until
 
-from ansible.module_utils.firstlight import canary, docker_api, endpoint, processes, services
+from ansible.module_utils.firstlight import canary, endpoint, processes
 from ansible.module_utils.firstlight.http_client import get
 from ansible.module_utils.firstlight.transaction import Transaction
 
 LAUNCHER = str(ROOT / "roles" / "inference_endpoint" / "files" / "llama_server.py")
-
-
-@pytest.fixture
-def host(supervisord, run_module, monkeypatch):
-    monkeypatch.setattr(services, "kind_for_this_host", lambda: "supervisor")
-    monkeypatch.setattr(docker_api, "SOCKETS", ())
-    with short_root() as root:
-        yield Host(root, supervisord, run_module)
 
 
 # With the real engine ----------------------------------------------------------------------

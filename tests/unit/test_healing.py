@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import facts as made
 import planner
 import pytest
-import yaml
 
 from ansible.module_utils.firstlight.findings import finding
 from ansible.module_utils.firstlight.planning import healing, keep
@@ -28,7 +25,7 @@ ROWS = [
 
 def plan(count=2, state=None, adjustments=None, **request):
     taken = planner.asked(dict({"model": MODEL}, **request))
-    known, host = planner.catalog(), planner.host("h100", count)
+    known, host = planner.catalog(log_signatures=ROWS), planner.host("h100", count)
     found = planner.planning.deployment_plan(
         taken, host, planner.models_of(taken), state or planner.state(), known,
         planner.health.host_health(host, known), None, adjustments)
@@ -185,14 +182,6 @@ def test_what_the_canary_has_of_its_own_is_not_changed_for_it():
     assert [one["kind"] for one in found["adjustments"][first["name"]]] == ["environment"]
 
 
-def test_variables_of_rows_are_those_that_a_passport_may_bring_back():
-    catalog = Path(__file__).parents[2] / "catalog" / "log_signatures.yml"
-    changed = [row["change"] for row in yaml.safe_load(catalog.read_text())]
-    set_ = {both for one in changed if one.get("kind") == "environment"
-            for both in one["set"].items()}
-    assert set_ == healing.SETTINGS
-
-
 def test_what_failed_otherwise_is_none_of_it():
     first = plan()
     for result in ({"name": first["name"], "msg": "busy"}, {"attempt": None}, {},
@@ -246,25 +235,46 @@ def test_what_failed_just_now_is_not_kept_as_it_runs():
     assert keep.pins(planner.asked({"model": MODEL})[0], kept(first)) is not None
 
 
+CHANGES = {row["id"]: row["change"] for row in ROWS}
+
+
 @pytest.mark.parametrize("value", [
-    {"signature": "s", "kind": "context", "value": True},
-    {"signature": "s", "kind": "context", "value": -1},
-    {"signature": "s", "kind": "start_budget", "value": 2**60},
-    {"signature": "s", "kind": "environment", "value": {"LD_PRELOAD": "$(reboot)"}},
-    {"signature": "s", "kind": "environment", "value": {"a b": "1"}},
-    {"signature": "s", "kind": "environment", "value": {"LD_PRELOAD": "/tmp/mine.so"}},
-    {"signature": "s", "kind": "environment", "value": {"NCCL_NET_PLUGIN": "/tmp/mine.so"}},
-    {"signature": "s", "kind": "other_gpu", "value": ["GPU-1"]},
-    {"signature": "s", "kind": "environment", "value": {"NCCL_NET_PLUGIN": "1"}},
-    {"signature": "s", "kind": "environment", "value": {"NCCL_P2P_DISABLE": "x"}},
-    {"signature": "a b", "kind": "eager", "value": True},
-    {"signature": "s", "kind": "eager", "value": 1},
+    {"signature": "too-long", "kind": "context", "value": True},
+    {"signature": "too-long", "kind": "context", "value": -1},
+    {"signature": "too-long", "kind": "context", "value": 2**60},
+    {"signature": "late", "kind": "start_budget", "value": 2**40},
+    {"signature": "no-shm", "kind": "shared_memory", "value": 2**60},
+    {"signature": "too-long", "kind": "start_budget", "value": 9},
+    {"signature": "peers", "kind": "environment", "value": {"LD_PRELOAD": "$(reboot)"}},
+    {"signature": "peers", "kind": "environment", "value": {"a b": "1"}},
+    {"signature": "peers", "kind": "environment", "value": {"LD_PRELOAD": "/tmp/mine.so"}},
+    {"signature": "peers", "kind": "environment", "value": {"NCCL_NET_PLUGIN": "/tmp/mine.so"}},
+    {"signature": "peers", "kind": "environment", "value": {"NCCL_NET_PLUGIN": "1"}},
+    {"signature": "peers", "kind": "environment", "value": {"NCCL_P2P_DISABLE": "x"}},
+    {"signature": "held", "kind": "other_gpu", "value": [1]},
+    {"signature": "held", "kind": "other_gpu", "value": ["GPU-1"]},
+    {"signature": "compiler", "kind": "eager", "value": 1},
+    {"signature": "unheard-of", "kind": "eager", "value": True},
+    {"signature": "hopeless", "kind": "eager", "value": True},
+    {"signature": ["compiler"], "kind": "eager", "value": True},
     {"signature": 1, "kind": "eager", "value": True},
-    {"signature": "s", "kind": "shell", "value": "x"},
+    {"signature": "compiler", "kind": "shell", "value": "x"},
     None, [], "text",
 ], ids=str)
 def test_a_passport_is_not_believed(value):
-    assert not healing.is_sound(value)
+    assert not healing.is_sound(value, CHANGES)
+
+
+@pytest.mark.parametrize("value", [
+    {"signature": "too-long", "kind": "context", "value": 9000},
+    {"signature": "late", "kind": "start_budget", "value": 1200},
+    {"signature": "no-shm", "kind": "shared_memory", "value": 2**33},
+    {"signature": "peers", "kind": "environment", "value": {"NCCL_P2P_DISABLE": "1"}},
+    {"signature": "compiler", "kind": "eager", "value": True},
+], ids=str)
+def test_a_change_that_its_row_makes_holds(value):
+    assert healing.is_sound(value, CHANGES)
+
 
 
 def test_a_passport_of_more_devices_than_there_are_costs_nothing():

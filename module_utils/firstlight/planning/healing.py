@@ -8,7 +8,6 @@ passport, and holds for that model and that release.
 
 from __future__ import annotations
 
-import re
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 
 from . import keep
@@ -27,14 +26,8 @@ SHARE_OF_CONTEXT = 0.97
 BLOCK = 16
 LONGER = 2
 MORE_SHARED_MEMORY = 4
-# What a passport may bring back of variables: those that rows of the catalog set.
-SETTINGS = frozenset([
-    ("NCCL_CUMEM_HOST_ENABLE", "0"), ("NCCL_IB_DISABLE", "1"), ("NCCL_NVLS_ENABLE", "0"),
-    ("NCCL_P2P_DISABLE", "1"), ("NCCL_SOCKET_IFNAME", "lo"), ("VLLM_SKIP_P2P_CHECK", "0")])
-SIGNATURE = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+){0,20}")
+# What a passport may bring back at most.
 MOST = {"context": 2**30, "start_budget": 7 * 86400, "shared_memory": 2**40}
-
-
 OF_THE_MODEL = {"context": "context", "start_budget": "time"}
 """What of a plan the canary before it does not take over."""
 
@@ -151,8 +144,6 @@ def _environment(plan: Plan, change: Row, words: Dict[str, str]) -> Any:
 
 MAKERS = {"context": _context, "other_gpu": _other_gpu, "start_budget": _start_budget,
           "shared_memory": _shared_memory, "eager": _eager, "environment": _environment}
-
-
 WORDS = {
     "context": "a context of %s tokens at most", "other_gpu": "other devices than %s",
     "start_budget": "%s s for its start", "shared_memory": "%s MiB of shared memory",
@@ -178,10 +169,11 @@ def said(one: Adjustment) -> str:
 
 
 def learned(request: Request, state: Dict[str, Any], new: Optional[List[Adjustment]],
-            fingerprint: str) -> List[Adjustment]:
+            fingerprint: str, rows: List[Row]) -> List[Adjustment]:
     """What was learned of an endpoint: just now, else as its passport has it.
 
-    The passport's holds where the same is asked for and the model is the same. Which device was in
+    The passport's holds where the same is asked for, the model is the same and a row still makes
+    such a change: a passport lies on a host, which decides none of them. Which device was in
     trouble then says nothing of now: that is looked at anew each time.
     """
     if new is not None:
@@ -193,7 +185,8 @@ def learned(request: Request, state: Dict[str, Any], new: Optional[List[Adjustme
             model, dict) or model.get("fingerprint") != fingerprint:
         return []
     kept = plan.get("adjustments")
-    return [one for one in kept if is_sound(one)] if isinstance(kept, list) else []
+    changes = {row["id"]: row["change"] for row in rows}
+    return [one for one in kept if is_sound(one, changes)] if isinstance(kept, list) else []
 
 
 def of_release(adjustments: List[Adjustment], new: bool, request: Request, state: Dict[str, Any],
@@ -204,19 +197,18 @@ def of_release(adjustments: List[Adjustment], new: bool, request: Request, state
     return adjustments if new or same else []
 
 
-def is_sound(one: Any) -> bool:
-    """Whether something that lay on a host is an adjustment."""
-    if not isinstance(one, dict) or not isinstance(one.get("signature"), str) \
-            or not SIGNATURE.fullmatch(one["signature"]):
+def is_sound(one: Any, changes: Dict[str, Row]) -> bool:
+    """Whether something that lay on a host is a change that its row makes."""
+    if not isinstance(one, dict) or not isinstance(one.get("signature"), str):
         return False
-    kind, value = one.get("kind"), one.get("value")
+    change, value = changes.get(one["signature"]) or {}, one.get("value")
+    kind = change.get("kind")
+    if kind is None or one.get("kind") != kind:
+        return False
     if kind in MOST:
         return type(value) is int and 0 < value < MOST[kind]
-    if kind == "environment":
-        return isinstance(value, dict) and all(
-            isinstance(setting, str) and (key, setting) in SETTINGS
-            for key, setting in value.items())
-    return kind == "eager" and value is True
+    return bool(value == change["set"]) if kind == "environment" else (
+        kind == "eager" and value is True)
 
 
 def value_of(adjustments: List[Adjustment], kind: str, otherwise: Any = None) -> Any:
@@ -244,10 +236,4 @@ def environment(adjustments: List[Adjustment]) -> Dict[str, str]:
     """Variables that were learned to be needed."""
     return {key: value for one in adjustments if one["kind"] == "environment"
             for key, value in one["value"].items()}
-
-
-def told(healing_: Dict[str, Any]) -> str:
-    """What did not get ready and what is made of it, for a person."""
-    return "\n".join(healing_["told"][name] for name in sorted(healing_["told"]))
-
 

@@ -219,7 +219,8 @@ def _option(request: Request, host: Host, model: Plan, pool: Pool, others: Other
                                           host.catalog, none.against)]) from None
     row = choice.row
     new = host.adjustments.get(request["name"])
-    learned = healing.of_release(healing.learned(request, host.state, new, model["fingerprint"]),
+    learned = healing.of_release(healing.learned(request, host.state, new, model["fingerprint"],
+                                                 host.catalog["log_signatures"]),
                                  new is not None, request, host.state, row)
     wrong = flags.check(request["extra_args"], row, request["where"])
     if wrong:
