@@ -188,4 +188,12 @@ def prompt(server: Server, tokens: int, number: int) -> List[int]:
     known = server.vocabulary or TOKENS
     first = min(FIRST_TOKEN, known - 1)
     span = max(1, min(TOKENS, known - first))
+    return token_ids(first, span, tokens, number)
+
+
+def token_ids(first: int, span: int, tokens: int, number: int) -> List[int]:
+    """So many ids from ``first`` on, of ``span`` different ones, in another order for each number.
+
+    :param number: of a request, from -1.
+    """
     return [first + (7 * number + 11 + at * (2 * number + 5)) % span for at in range(tokens)]

@@ -16,7 +16,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-from . import collective, engine_log, passport, processes, profile_traces, smoke
+from . import collective, engine_log, load, passport, processes, profile_traces, smoke
 from .docker_api import Api, Away, Refused
 from .docker_service import Docker
 from .endpoint import Endpoint, NotServing, Passport, Plan, Report, is_split
@@ -308,9 +308,7 @@ def prompt_of(profile: Dict[str, Any], number: int) -> List[int]:
     :param number: of the request, from 0; the one that warms the engine up is -1.
     """
     first, last = profile["tokens"]
-    span = last - first + 1
-    return [first + (7 * number + 11 + at * (2 * number + 5)) % span
-            for at in range(profile["prompt_tokens"])]
+    return load.token_ids(first, last - first + 1, profile["prompt_tokens"], number)
 
 
 def _ask(plan: Plan, number: int, timeout_s: float) -> None:
