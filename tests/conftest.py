@@ -15,8 +15,8 @@ ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
 import strategies  # noqa: E402, F401 - loads the profile of the property tests
 
-pytest_plugins = ["endpoint_host", "fake_docker", "harness", "library_root", "mock_nvml.fixtures",
-                  "remote_calls", "transcripts"]
+pytest_plugins = ["fake_docker", "harness", "library_root", "mock_nvml.fixtures", "remote_calls",
+                  "transcripts"]
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +39,20 @@ def supervisord(tmp_path_factory):
     """The path of a supervisord, from the lock that the role installs."""
     python = _environment(tmp_path_factory, "FIRSTLIGHT_TEST_SUPERVISOR_PYTHON", "supervisor.txt")
     return os.path.join(os.path.dirname(python), "supervisord")
+
+
+@pytest.fixture
+def host(supervisord, run_module, monkeypatch):
+    """A host that keeps engines by a supervisord of its own and has no Docker."""
+    from endpoint_host import Host  # it needs modules that not every session has
+    from supervised import short_root
+
+    from ansible.module_utils.firstlight import docker_api, services
+
+    monkeypatch.setattr(services, "kind_for_this_host", lambda: "supervisor")
+    monkeypatch.setattr(docker_api, "SOCKETS", ())
+    with short_root() as root:
+        yield Host(root, supervisord, run_module)
 
 
 def _environment(tmp_path_factory, variable, lock):

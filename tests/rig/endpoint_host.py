@@ -13,11 +13,10 @@ import pathlib
 
 import endpoint_info
 import endpoint_switch
-import pytest
 from ansible.module_utils.testing import patch_module_args
-from supervised import compose, config, definition, fake_engine, free_port, short_root
+from supervised import compose, config, definition, fake_engine, free_port
 
-from ansible.module_utils.firstlight import docker_api, processes, services
+from ansible.module_utils.firstlight import processes, services
 from ansible.module_utils.firstlight.http_client import get
 from ansible.module_utils.firstlight.planning.container import container_spec
 
@@ -118,15 +117,6 @@ class Host:
             for path in pathlib.Path(self.root).rglob("*")
             if path.is_file() and path.suffix != ".log"
         }
-
-
-@pytest.fixture
-def host(supervisord, run_module, monkeypatch):
-    """A host that keeps engines by a supervisord of its own and has no Docker."""
-    monkeypatch.setattr(services, "kind_for_this_host", lambda: "supervisor")
-    monkeypatch.setattr(docker_api, "SOCKETS", ())
-    with short_root() as root:
-        yield Host(root, supervisord, run_module)
 
 
 def plan(port, argv, start_timeout_s=60, served_name="fake"):
