@@ -26,8 +26,15 @@ WORK = [
     {"ph": "X", "cat": "cpu_op", "name": "aten::mm", "pid": 1, "tid": 1, "ts": 10, "dur": 80},
     {"ph": "X", "cat": "cpu_op", "name": "aten::add", "pid": 1, "tid": 1, "ts": 200, "dur": 20},
 ]
-FAULTS = ("none", "no-paths", "refuses", "no-trace", "no-work", "no-json", "a-link", "hangs",
-          "hangs-once", "too-much", "grows", "dies", "no-start")
+# What an engine on a GPU writes besides: two streams of it, which work at once for a while.
+KERNELS = [
+    {"ph": "X", "cat": "kernel", "name": "gemm", "pid": 0, "tid": 7, "ts": 20, "dur": 60,
+     "args": {"device": 0, "stream": 7}},
+    {"ph": "X", "cat": "kernel", "name": "copy", "pid": 0, "tid": 8, "ts": 50, "dur": 50,
+     "args": {"device": 0, "stream": 8}},
+]
+FAULTS = ("none", "kernels", "no-paths", "refuses", "no-trace", "no-work", "no-json", "a-link",
+          "hangs", "hangs-once", "too-much", "grows", "dies", "no-start")
 BLOCK = b"x" * 2**20
 
 
@@ -74,7 +81,7 @@ class Handler(fake_engine.Handler):
         elif fault == "no-json":
             file.write_text("disk full")
         elif fault != "no-trace":
-            events = [] if fault == "no-work" else WORK
+            events = {"no-work": [], "kernels": WORK + KERNELS}.get(fault, WORK)
             file.write_text(json.dumps({"traceEvents": events}))
 
 

@@ -102,6 +102,14 @@ def test_it_is_recorded_and_what_served_is_back(host):
     assert is_back(host, made, kept)
 
 
+def test_kernels_of_a_device_are_told_and_how_long_it_worked(host):
+    told = profile(host, served(host, "kernels"))["profile"]
+    assert [(one["name"], one["calls"]) for one in told["device"]] == [("gemm", 1), ("copy", 1)]
+    # Both streams are one device: what they do at once counts once.
+    assert told["busy_s"] == 0.00008
+    assert told["traces"][0]["events"] == 5
+
+
 def test_check_mode_says_what_would_be_started_again_and_touches_nothing(host):
     made = served(host)
     was, pids = host.disk(), host.pids()
