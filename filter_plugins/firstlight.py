@@ -25,13 +25,16 @@ from ansible.module_utils.firstlight.planning import (
     healing,
     health,
     judge,
+    network,
     plan,
+    prefetch,
     profile_picture,
     profiles,
     profiling,
     proof,
     requests,
     service_text,
+    snapshots,
     switching,
     table,
     tuning,
@@ -39,9 +42,9 @@ from ansible.module_utils.firstlight.planning import (
 )
 
 
-def endpoint_requests(asked: Any) -> Dict[str, Any]:
+def endpoint_requests(asked: Any, path_map: Any = None) -> Dict[str, Any]:
     """``inference_endpoints`` as ``{requests, findings}``."""
-    good, wrong = requests.normalise(asked)
+    good, wrong = requests.normalise(asked, path_map)
     return {"requests": good, "findings": wrong}
 
 
@@ -78,8 +81,14 @@ class FilterModule:
             "health_with_checks": doctor.with_checks,
             "host_health": health.host_health,
             "image_findings": container_runtime.image_findings,
+            "network_question": network.unasked,
             "plan_profile": profiles.plan_profile,
             "plan_table": table.plan_table,
+            "prefetch_outline": prefetch.prefetch_outline,
+            "prefetch_peers": prefetch.prefetch_peers,
+            "prefetch_round": prefetch.prefetch_round,
+            "prefetch_seeds": prefetch.prefetch_seeds,
+            "prefetch_text": prefetch.prefetch_text,
             "profile_files": profile_picture.profile_files,
             "profile_plan": profiling.profile_plan,
             "profile_table": profile_picture.profile_table,
@@ -87,6 +96,12 @@ class FilterModule:
             "repair_table": doctor.repair_table,
             "select_devices": devices.select_devices,
             "smoke_requests": proof.smoke_requests,
+            "snapshot_findings": snapshots.snapshot_findings,
+            "snapshot_known": snapshots.snapshot_known,
+            "snapshot_models": snapshots.snapshot_models,
+            "snapshot_requests": snapshots.snapshot_requests,
+            "snapshots_due": snapshots.snapshots_due,
+            "snapshots_text": prefetch.snapshots_text,
             "supervisor_command": service_text.supervisor_command,
             "systemd_command": service_text.systemd_command,
             "toolkit_findings": container_runtime.toolkit_findings,

@@ -102,6 +102,10 @@ containers:
   elements: dict
   sample:
     - {name: firstlight-chat-5feceb66, endpoint: chat, root: /var/lib/firstlight, ports: [8000]}
+network:
+  description: Whether the role C(network_access) has set something on this host.
+  returned: always
+  type: bool
 canaries:
   description: Keys of the canaries that were proven on this host.
   returned: always
@@ -144,6 +148,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible.module_utils.firstlight import (
     docker_service,
+    network_files,
     passport,
     paths,
     placement,
@@ -195,6 +200,7 @@ def observe(root, ports, libraries):
         "caches": sorted(_listed(os.path.join(root, "cache"))),
         "canaries": sorted(name[: -len(".json")] for name in _listed(
             os.path.join(root, "canaries")) if name.endswith(".json")),
+        "network": os.path.exists(os.path.join(root, "network", network_files.STATE)),
         "containers": containers or [],
         "manager": kind,
         "uid": os.geteuid(),

@@ -9,16 +9,43 @@ DOCUMENTATION = r"""
 module: model_info
 short_description: Read the geometry, size and format of models on disk
 description:
-  - Reads the headers of GGUF files and of directories of safetensors, never the weights, so a
-    model of any size is read in well under a second.
-  - A model that is missing, damaged or described by a config that contradicts itself is a
-    finding, not a failure.
+  - Reads the headers of GGUF files and of directories of safetensors, and the configs and
+    tokenizers beside them, never the weights, so a model of any size is read in well under a
+    second.
+  - A path is taken as it is meant where that can be told - a C(file://) address, the folder of a
+    repository in a Hugging Face cache, a short hash, a folder with one GGUF file - and the finding
+    says so.
+  - A model that is missing, damaged, without a tokenizer or described by a config that contradicts
+    itself is a finding, not a failure. So is one that brings code or pickles, unless its name is
+    allowed.
 options:
   paths:
     description: Absolute paths of GGUF files or of directories with C(config.json) and safetensors.
     type: list
     elements: str
     required: true
+  allow_code:
+    description: Those of the paths, as they are asked for, whose own code engines may run.
+    type: list
+    elements: str
+    default: []
+  allow_pickle:
+    description: Those of the paths, as they are asked for, whose weights may be pickles.
+    type: list
+    elements: str
+    default: []
+  tokenizer_classes:
+    description: Rows of C(catalog/tokenizer_classes.yml). Without them any tokenizer file will do.
+    type: list
+    elements: dict
+    default: []
+  model_types:
+    description:
+      - Rows of C(catalog/model_types.yml). Without them all code that a config names is taken for
+        needed.
+    type: list
+    elements: dict
+    default: []
 attributes:
   check_mode:
     description: Reads only, so it does in check mode what it always does.
@@ -35,13 +62,25 @@ EXAMPLES = r"""
   model_info:
     paths:
       - /srv/models/qwen2.5-0.5b-instruct-q8_0.gguf
+      - /srv/cache/hub/models--Qwen--Qwen2.5-0.5B-Instruct
+    tokenizer_classes: >-
+      {{ lookup('ansible.builtin.file', 'catalog/tokenizer_classes.yml') | from_yaml }}
+    model_types: "{{ lookup('ansible.builtin.file', 'catalog/model_types.yml') | from_yaml }}"
   register: __models
 """
 
 RETURN = r"""
 models:
   description:
-    - What each readable path holds, by path. What is not known is null.
+    - What each readable path holds, by path as it was asked for. What is not known is null.
+    - C(path) is where the model lies, C(resolved_path) the same without links in its folders, and
+      C(folders) are all folders in which its files and the links to them lie.
+    - C(dtype) is what C(config.json) says that it computes in. C(format) is C(gguf),
+      C(safetensors) or C(pickle); of pickles the sizes are told and what the config says.
+    - C(weights) are the files that engines load, C(extra) others beside them, with their bytes.
+    - C(metadata) are the short values of a GGUF file's header.
+    - C(custom_code) are the files of Python that an engine would have to run.
+    - C(tokenizer) has the class and the files that are there and whole.
     - C(quantisation_bits) and C(quantisation_group) are what C(config.json) says of quantised
       weights; a GGUF file has its types by tensor.
     - C(tensors) is the exact size of the tensors - the table of embeddings, the head and the rest.
@@ -62,6 +101,7 @@ models:
       bytes: 531068096
       fingerprint: 0f3e...
       name: Qwen2.5 0.5B Instruct
+      dtype: null
       quantisation: Q8_0
       quantisation_bits: null
       quantisation_group: null
@@ -74,77 +114,60 @@ models:
                  sliding_layers: 0, attention_layers: 24, state_bytes_per_sequence: 0,
                  experts: null, experts_per_token: null, moe_intermediate: null,
                  shared_intermediate: null, dense_layers: 24}
+      weights: [m.gguf]
+      extra: {}
+      metadata: {general.architecture: qwen2, tokenizer.ggml.model: gpt2,
+                 tokenizer.ggml.tokens: 151936}
+      folders: [/srv/models]
+      custom_code: []
+      pickle: false
+      tokenizer: {class: gpt2, files: []}
+      generation_config: null
+      resolved_path: /srv/models/m.gguf
 findings:
-  description: One for each path that cannot be served, in Firstlight's shape of findings.
+  description:
+    - Everything that is wrong with each path, in Firstlight's shape of findings; the subject is the
+      path as it was asked for. Notes on how a path was taken are among them.
   returned: always
   type: list
   elements: dict
 """
 
-import os
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import model_files
-from ansible.module_utils.firstlight.findings import finding
+from ansible.module_utils.firstlight import model_paths, model_report
+from ansible.module_utils.firstlight.findings import blocking
 
 
-def observe(path):
-    """(model, None) or (None, finding) for one path."""
-    try:
-        return model_files.describe(path), None
-    except FileNotFoundError as problem:
-        near = _nearest_parent(path)
-        if near == path:
-            return None, _damaged(path, problem)
-        return None, finding(
-            "model-missing",
-            path,
-            found="no such file or directory; the last part that exists is %s" % near,
-            wanted="a GGUF file, or a directory with config.json and *.safetensors",
-            remedy="set `model` to the path as the host sees it",
-        )
-    except PermissionError as problem:
-        return None, finding(
-            "model-unreadable",
-            path,
-            found="%s: %s" % (problem.filename, problem.strerror),
-            wanted="readable by uid %d, which serves it" % os.geteuid(),
-            remedy="chmod or chown it, or run as a user who may read it",
-        )
-    except (model_files.BadModel, OSError) as problem:
-        return None, _damaged(path, problem)
-
-
-def _damaged(path, problem):
-    return finding(
-        "model-damaged",
-        path,
-        found=str(problem),
-        wanted="a GGUF file, or a directory with config.json and *.safetensors",
-        remedy="fetch it again, or set `model` to another one",
-    )
-
-
-def _nearest_parent(path):
-    while path and not os.path.exists(path):
-        path = os.path.dirname(path.rstrip("/"))
-    return path or "/"
+def observe(asked, params):
+    """(model or None, findings) for one path."""
+    path, notes = model_paths.resolve(asked)
+    if blocking(notes):
+        return None, notes
+    model, findings = model_report.read(
+        path, asked in params["allow_code"], asked in params["allow_pickle"], asked,
+        params["tokenizer_classes"], params["model_types"])
+    return model, notes + findings
 
 
 def main():
     """Read every path; nothing is ever changed."""
+    names = {"type": "list", "elements": "str", "default": []}
+    rows = {"type": "list", "elements": "dict", "default": []}
     module = AnsibleModule(
-        argument_spec={"paths": {"type": "list", "elements": "str", "required": True}},
+        argument_spec={
+            "paths": {"type": "list", "elements": "str", "required": True},
+            "allow_code": names, "allow_pickle": names,
+            "tokenizer_classes": rows, "model_types": rows,
+        },
         supports_check_mode=True,
     )
     models, findings = {}, []
-    for path in module.params["paths"]:
-        model, problem = observe(path)
+    for asked in module.params["paths"]:
+        model, found = observe(asked, module.params)
         if model:
-            models[path] = model
-        if problem:
-            findings.append(problem)
+            models[asked] = model
+        findings += found
     module.exit_json(changed=False, models=models, findings=findings)
 
 

@@ -9,8 +9,9 @@ DOCUMENTATION = r"""
 module: state_root
 short_description: Clear away what is left under firstlight_root when no endpoint is
 description:
-  - Ends a supervisord of ours that has no program, removes its files, lock files that nobody holds
-    and our folders as far as they are empty, and then the root itself when it is.
+  - Ends a supervisord of ours that has no program, removes its files, models that were fetched into
+    C(models/hub), lock files that nobody holds and our folders as far as they are empty, and then
+    the root itself when it is. A cache of models elsewhere stays as it is.
   - Nothing else is removed. A file that is not ours stays, and so do its folder and the root.
 options:
   root:
@@ -70,20 +71,25 @@ RECORD = re.compile(r"[0-9a-f]{64}\.json")
 
 
 def observe(root, manager):
-    """What is left that can go: ``{service, records, caches, locks, folders}``."""
+    """What is left that can go: ``{service, records, caches, models, locks, folders}``."""
     inside = glob.escape(root)
     records = sorted(path for path in glob.glob(os.path.join(inside, "canaries", "*.json"))
                      if RECORD.fullmatch(os.path.basename(path)))
     return {
         "records": records + sorted(glob.glob(os.path.join(
-            inside, "journal", "endpoint-*.run.json"))),
+            inside, "journal", "endpoint-*.run.json")) + glob.glob(os.path.join(
+                inside, "journal", "snapshots-*.run.json")) + glob.glob(os.path.join(
+                    inside, "models", "hub", "CACHEDIR.TAG"))),
         "caches": _caches(root, records),
+        "models": _models(root),
         "service": services.manager(manager, root).left_over(),
         "locks": sorted(glob.glob(os.path.join(inside, "journal", "*.lock"))
                         + glob.glob(os.path.join(inside, "venvs", "*.lock"))),
         # Inner ones first, so that an emptied folder can go after them.
         "folders": [folder for folder in (
             *glob.glob(os.path.join(inside, "endpoints", "*")),
+            *(os.path.join(root, "models", name) for name in (
+                "hub/quarantine", "hub/.locks", "hub", "verified")),
             *(os.path.join(root, name) for name in paths.FOLDERS), root)
             if os.path.isdir(folder) and not os.path.islink(folder)],
     }
@@ -102,16 +108,26 @@ def _caches(root, records):
     return sorted(found)
 
 
+def _models(root):
+    """What was fetched into our own cache, and what is remembered of it; no link is followed."""
+    cache = os.path.join(root, "models", "hub")
+    found = [] if os.path.islink(cache) else [
+        path for folder in (cache, os.path.join(cache, ".locks"), os.path.join(cache, "quarantine"))
+        for path in glob.glob(os.path.join(glob.escape(folder), "models--*"))]
+    found += glob.glob(os.path.join(glob.escape(root), "models", "verified", "models--*"))
+    return sorted(path for path in found if os.path.isdir(path) and not os.path.islink(path))
+
+
 def left(found):
     """What of it is removed whole, one line each."""
-    return (["folder %s" % path for path in found["caches"]]
+    return (["folder %s" % path for path in found["caches"] + found["models"]]
             + ["file %s" % path for path in found["records"]])
 
 
 def apply(root, manager, found):
     """End and remove what was found; says what went."""
     removed = services.manager(manager, root).close_if_unused() + left(found)
-    for path in found["caches"]:
+    for path in found["caches"] + found["models"]:
         shutil.rmtree(path)
     for path in found["records"]:
         with contextlib.suppress(FileNotFoundError):

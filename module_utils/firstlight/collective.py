@@ -9,17 +9,14 @@ the engine's own torch, NCCL and variables, before the engine is started.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import posixpath
-import time
 from typing import Any, Dict, List, Mapping, Optional
 
-from . import collective_probe
-from .docker_api import Api, Away, Refused, quoted
+from . import collective_probe, one_shot
+from .docker_api import Api, Refused
 from .runner import run
-from .services import ServiceError
 
 Plan = Dict[str, Any]
 Container = Dict[str, Any]
@@ -30,13 +27,10 @@ LIMIT_S = collective_probe.TOTAL_S + 30.0
 SAYS = "firstlight collective: "
 # Of a module that comes in an archive the file is gone when its process has let go of it.
 SOURCE = inspect.getsource(collective_probe)
-PERIOD_S = 0.2
 MOST_TEXT = 64 * 1024
-LINES = 1000
 # What a service of ours has of whoever starts it.
 KEPT = ("PATH", "LC_ALL")
 SUFFIX = "-collective"
-OURS = ("firstlight.endpoint", "firstlight.root")
 
 
 def check(plan: Plan, env: Mapping[str, str], container: Optional[Container], api: Api) -> str:
@@ -79,66 +73,13 @@ def _natively(plan: Plan, words: List[str], env: Mapping[str, str]) -> str:
 
 def _in_container(container: Container, words: List[str], env: Mapping[str, str],
                   api: Api) -> str:
-    name = container["Name"].lstrip("/") + SUFFIX
     try:
-        # What a run that was killed has left.
-        _remove(api, name, container["Config"]["Labels"])
-        made = api.post("/containers/create", _like(container, words, env), name=name)["Id"]
-        try:
-            api.post("/containers/%s/start" % quoted(made))
-            status = _status(api, made)
-            if status == 0:
-                return ""
-            return api.log(made, LINES).strip() or SAYS + "its container " + (
-                "was not done within %d s" % LIMIT_S if status is None
-                else "ended with %s and said nothing" % status)
-        finally:
-            with contextlib.suppress(Refused):
-                api.delete("/containers/%s" % quoted(made), force="1", v="1")
+        ended = one_shot.run(container, SUFFIX, "python3", words, env, container["HostConfig"],
+                             LIMIT_S, api)
     except Refused as problem:
         return SAYS + "Docker: %s" % problem
-    except Away as problem:
-        raise ServiceError("Docker does not answer: %s" % problem) from problem
-
-
-def _like(container: Container, words: List[str], env: Mapping[str, str]) -> Dict[str, Any]:
-    """A container with the devices, limits, memory and network of another, for another program."""
-    config = container["Config"]
-    variables = dict(one.partition("=")[::2] for one in config.get("Env") or [])
-    variables.update(env)
-    return {
-        "Image": config["Image"],
-        "Entrypoint": ["python3"],
-        "Cmd": words,
-        "Env": ["%s=%s" % pair for pair in sorted(variables.items())],
-        "User": config.get("User") or "",
-        "WorkingDir": config.get("WorkingDir") or "",
-        # Ours, so that it goes with the endpoint's others where nobody removes it here.
-        "Labels": {key: config["Labels"][key] for key in OURS},
-        "Healthcheck": {"Test": ["NONE"]},
-        "HostConfig": {**container["HostConfig"], "PortBindings": {}, "AutoRemove": False,
-                       "RestartPolicy": {"Name": "no"}},
-    }
-
-
-def _status(api: Api, container: str) -> Optional[int]:
-    """Its exit status once it has ended, or ``None`` where that takes too long."""
-    deadline = time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline:
-        state = api.get("/containers/%s/json" % quoted(container))["State"]
-        if state["Status"] in ("exited", "dead"):
-            return int(state["ExitCode"])
-        time.sleep(PERIOD_S)
-    return None
-
-
-def _remove(api: Api, name: str, labels: Mapping[str, str]) -> None:
-    """Remove a container of that name that has these labels of ours; another's stays."""
-    try:
-        found = api.get("/containers/%s/json" % quoted(name))["Config"].get("Labels") or {}
-    except Refused as problem:
-        if problem.status == 404:
-            return
-        raise
-    if all(found.get(key) == labels[key] for key in OURS):
-        api.delete("/containers/%s" % quoted(name), force="1", v="1")
+    if ended.status == 0:
+        return ""
+    return ended.said or SAYS + "its container " + (
+        "was not done within %d s" % LIMIT_S if ended.status is None
+        else "ended with %s and said nothing" % ended.status)

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional
 
 from . import (
     collective,
+    container_paths,
     docker_api,
     docker_service,
     engine_log,
@@ -216,7 +217,7 @@ class Endpoint:
         named = NAMED.search(definition)
         if self.service is self.docker and named:
             # Said before what serves is ended.
-            self.docker.made(self.name, named.group(1))
+            self.see_model(plan, self.docker.made(self.name, named.group(1)), report)
         for one in {self.service, self.holder() or self.service}:
             one.must_be_free(self.name)
         if not beside:
@@ -235,6 +236,17 @@ class Endpoint:
         phases = {"start_s": round(time.monotonic() - started, 3)}
         phases.update(self.wait_until_ready(plan, mark, report))
         return {"phases": phases, "log": self.service.log_tail(self.name, LOG_LINES, mark)}
+
+    def see_model(self, plan: Plan, container: Dict[str, Any], report: Report) -> None:
+        """Have the container of a plan look for the files of its model.
+
+        :raises NotServing: when it does not see them all, or may not read them.
+        """
+        report({"text": "looking for the model in its container"})
+        wrong = container_paths.findings(plan["model"], container, docker_api.Api())
+        if wrong:
+            raise NotServing("The container of %s cannot read its model:\n%s" % (
+                self.name, text(wrong)))
 
     def try_devices(self, plan: Plan, container: Optional[str], report: Report) -> None:
         """Have the devices of a plan that is split over several write to each other.

@@ -316,6 +316,13 @@ def _window(text: Config, kind: Optional[str],
     return (None if sliding == 0 else window), sliding
 
 
+def dtype(config: Any) -> Optional[str]:
+    """``bf16``, ``f16`` or ``f32``: what a model computes in, as its config says."""
+    top = config if isinstance(config, dict) else {}
+    found = _dtype(top, _language_model(top))
+    return None if found == "unknown" else found
+
+
 def _dtype(top: Config, text: Config) -> str:
     for config in (text, top):
         for name in ("torch_dtype", "dtype"):

@@ -2,18 +2,20 @@
 """What a model is, read from the headers of its files and nothing more.
 
 Files come from anywhere, so every length is checked against a limit and against the file before
-it is believed.
+it is believed, and nothing but plain files is opened.
 """
 
 from __future__ import annotations
 
-import glob
+import contextlib
+import gc
 import hashlib
 import json
 import os
 import re
+import stat
 import struct
-from typing import Any, BinaryIO, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 from ansible.module_utils.firstlight import model_config
 from ansible.module_utils.firstlight.model_config import count, head_size
@@ -23,6 +25,27 @@ Model = Dict[str, Any]
 MAX_HEADER = 256 * 2**20
 MAX_STRING = 16 * 2**20
 MAX_ENTRIES = 1_000_000
+# What is read of a GGUF file at once.
+CHUNK = 2**20
+# A header of safetensors is at most so long (its own limit, safetensors/src/tensor.rs), and a
+# tokenizer.json and an index are shorter: the longest that were seen have 34 MB.
+MAX_JSON = 100_000_000
+# A config and its like. Chat templates, the longest thing in them, have some ten thousand letters.
+MAX_CONFIG = 4 * 2**20
+# Values in a file of JSON, and letters in a number: what keeps a small file from filling memory.
+MAX_VALUES, MAX_DIGITS = 8_000_000, 400
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+SAFETENSORS, SAFETENSORS_INDEX = ".safetensors", "model.safetensors.index.json"
+# Weights that are loaded by unpickling, which runs whatever the file says.
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+# What training leaves beside the weights.
+NO_WEIGHTS = re.compile(
+    r"(training_args|optimizer|scheduler|rng_state|random_states|trainer_state|scaler).*")
+# A second copy of the weights under other names, which engines for the usual format leave alone.
+SECOND_COPY = re.compile(r"consolidated.*")
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.[a-z]+)$")
 
 # GGUF's own type numbers (ggml/docs/gguf.md): size in bytes and struct code of the scalar ones.
 SCALARS = {
@@ -30,6 +53,7 @@ SCALARS = {
 }
 STRING, ARRAY = 8, 9
 MAX_DIMENSIONS = 4
+MAX_PARTS = 10_000
 
 # What engines call the table of embeddings and the head, without the weight at the end.
 EMBEDDINGS = frozenset(("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in"))
@@ -46,42 +70,136 @@ GGUF_BOTH, GGUF_STATE_ALONE = ("falcon-h1",), ("mamba", "mamba2")
 
 
 class BadModel(Exception):
-    """The file is not what it should be; the message says what was found and where."""
+    """Files are not what they should be; each argument says what was found and where."""
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 def describe(path: str) -> Model:
     """A model on disk: ``{path, format, bytes, fingerprint, geometry, quantisation, ...}``.
 
-    ``path`` is a GGUF file, or a directory with ``config.json`` and safetensors files.
+    ``path`` is a GGUF file, or a directory with ``config.json`` and safetensors files, else
+    pickles. Of pickles the sizes are told, and what ``config.json`` says: nothing is unpickled.
     ``bytes`` is the exact size of the tensors' files, ``tensors`` that of the tensors in them:
     embeddings, head and the rest; ``None`` where a tensor is of a type that is not known.
     ``geometry`` has the keys of ``model_config.geometry``. ``fingerprint`` changes when a file is
-    replaced: it covers headers, sizes and modification times, not every byte.
+    replaced: it covers headers, sizes and modification times, not every byte. ``extra`` are weights
+    that lie beside the model's and are not its own, with their bytes.
 
-    :raises BadModel: for a file that is truncated, empty, of another kind or contradicts itself.
+    :raises BadModel: for files that are truncated, missing, empty, of another kind or contradict
+        themselves; with everything that is wrong at once.
     :raises OSError: when a file cannot be read.
     """
-    if os.path.isdir(path):
-        return _safetensors_directory(path)
-    return _gguf(path)
+    return _directory(path) if os.path.isdir(path) else _gguf(path)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
+    """A plain file, open for reading.
+
+    :raises BadModel: for what is none. A FIFO would make us wait, and some devices do something
+        when they are opened.
+    :raises OSError: when it cannot be read.
+    """
+    _must_be_plain(path, os.stat(path))
+    # What it is may have changed since.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        _must_be_plain(path, os.fstat(file.fileno()))
+        yield file
+
+
+def _must_be_plain(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise BadModel("%s: %s, not a plain file" % (path, kind(status)))
+
+
+def kind(status: os.stat_result) -> str:
+    """What sort of file it is, in words."""
+    for is_it, name in ((stat.S_ISREG, "a plain file"), (stat.S_ISDIR, "a directory"),
+                        (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"),
+                        (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+                        (stat.S_ISLNK, "a link")):
+        if is_it(status.st_mode):
+            return name
+    return "something unknown"
+
+
+def read_json(path: str, most: int = MAX_CONFIG) -> Any:
+    """A file of JSON.
+
+    :param most: bytes that it may have.
+    :raises BadModel: for a file of anything else, or one that is too long or says too much.
+    :raises OSError: when it cannot be read.
+    """
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise BadModel("%s: %d bytes are too many for such a file of JSON" % (path, size))
+        content = file.read(size)
+    if content.startswith(LFS_POINTER):
+        raise BadModel("%s: a pointer of git-lfs, not the file itself (git lfs pull)" % path)
+    try:
+        return parsed(content)
+    except (ValueError, RecursionError) as problem:
+        raise BadModel("%s: %s: %s" % (
+            path, "not JSON" if content.strip() else "an empty file, not JSON", problem)
+            ) from problem
+
+
+def parsed(content: bytes) -> Any:
+    """JSON that nobody vouches for.
+
+    :raises ValueError: for what is none, or says too much.
+    :raises RecursionError: for what is nested beyond reason.
+    """
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
+        raise ValueError("more than %d values" % MAX_VALUES)
+    # Nothing of it can be in a cycle, and to look for one again and again takes most of the time.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return json.loads(content, parse_int=_whole)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError("a number of %d digits" % len(digits))
+    return int(digits)
 
 
 def _gguf(path: str) -> Model:
-    with open(path, "rb") as file:
-        header = _GgufHeader(path, file)
-        fields = header.fields
-        digest = hashlib.sha256()
-        end = file.tell()
-        file.seek(0)
-        digest.update(file.read(end))
+    digest = hashlib.sha256()
+    with opened(path) as file:
+        header = _GgufHeader(path, file, digest)
+    fields = header.fields
     shards = _gguf_shards(path, fields)
     tensors = dict(header.tensors)
-    for shard in shards[1:]:
-        with open(shard, "rb") as file:
-            tensors.update(_GgufHeader(shard, file).tensors)
+    problems: List[str] = []
+    for number, shard in enumerate(shards[1:], 1):
+        try:
+            with opened(shard) as file:
+                part = _GgufHeader(shard, file)
+        except BadModel as problem:
+            problems += problem.args
+            continue
+        for key, wanted in (("split.no", number), ("split.count", len(shards))):
+            if part.fields.get(key, wanted) != wanted:
+                problems.append("%s: %s is %s in it, wanted %d: a part of another model"
+                                % (shard, key, part.fields[key], wanted))
+        tensors.update(part.tensors)
+    promised = fields.get("split.tensors.count")
+    if len(shards) > 1 and not problems and type(promised) is int and promised != len(tensors):
+        problems.append("%s: %d tensors in its %d parts, and it promises %d"
+                        % (path, len(tensors), len(shards), promised))
     arch = fields.get("general.architecture")
     if not isinstance(arch, str):
-        raise BadModel("%s: general.architecture is missing" % path)
+        problems.append("%s: general.architecture is missing" % path)
+    if problems or not isinstance(arch, str):
+        raise BadModel(*problems)
     for shard in shards:
         _add_stat(digest, shard)
 
@@ -93,6 +211,7 @@ def _gguf(path: str) -> Model:
         "bytes": sum(os.path.getsize(shard) for shard in shards),
         "fingerprint": digest.hexdigest(),
         "name": str(fields.get("general.name", "")),
+        "dtype": None,
         "quantisation": FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int)
         else "unknown",
         "quantisation_bits": None,
@@ -100,7 +219,24 @@ def _gguf(path: str) -> Model:
         "chat_template": "tokenizer.chat_template" in fields,
         "tensors": _gguf_tensors(tensors),
         "geometry": _gguf_geometry(arch, header, tensors),
+        "weights": [os.path.basename(shard) for shard in shards],
+        "extra": {},
+        "metadata": _gguf_metadata(header),
     }
+
+
+def _gguf_metadata(header: _GgufHeader) -> Dict[str, Any]:
+    """What the file says of itself and of its tokenizer, in a few short values."""
+    told: Dict[str, Any] = {}
+    for key, value in sorted(header.fields.items()):
+        if key.startswith(("general.", "split.", "tokenizer.")) and len(told) < 64 and (
+                isinstance(value, (bool, int, float)) or (
+                    isinstance(value, str) and len(value) <= 200 and value.isprintable())):
+            # A number that is none is not JSON.
+            told[key] = value if value == value and value not in (
+                float("inf"), float("-inf")) else None
+    tokens = header.lengths.get("tokenizer.ggml.tokens")
+    return told if tokens is None else {**told, "tokenizer.ggml.tokens": tokens}
 
 
 def _gguf_tensors(tensors: Dict[str, Optional[int]]) -> Optional[Dict[str, int]]:
@@ -269,17 +405,20 @@ def _gguf_shards(path: str, fields: Dict[str, Any]) -> List[str]:
 class _GgufHeader:
     """The header of a GGUF file that is whole. Long arrays are skipped, their lengths kept."""
 
-    def __init__(self, path: str, file: BinaryIO) -> None:
-        self._path, self._file = path, file
+    def __init__(self, path: str, file: BinaryIO, digest: Any = None) -> None:
+        """Read it; ``digest`` takes all its bytes in."""
+        self._path, self._file, self._digest = path, file, digest
         size = os.fstat(file.fileno()).st_size
         self._limit = min(size, MAX_HEADER)
+        # What was read and not yet left behind, where we are in it, and where it begins.
+        self._buffer, self._at, self._start = b"", 0, 0
         self.fields: Dict[str, Any] = {}
         self.lengths: Dict[str, int] = {}
         # Bytes of each tensor; None for a type that is not known.
         self.tensors: Dict[str, Optional[int]] = {}
-        magic = file.read(4)
+        magic = self._take(4) if size >= 4 else file.read(4)
         if magic != b"GGUF":
-            raise BadModel("%s: not a GGUF file (it starts with %r)" % (path, magic))
+            raise BadModel("%s: not a GGUF file (%s)" % (path, self._instead(magic)))
         version = self._scalar("I")
         if version not in (2, 3):
             raise BadModel("%s: GGUF version %d; 2 and 3 are known" % (path, version))
@@ -298,6 +437,16 @@ class _GgufHeader:
                            % (path, size, promised))
         if sum(one or 0 for one in self.tensors.values()) > size:
             raise BadModel("%s: its tensors overlap" % path)
+        if digest is not None:
+            digest.update(self._buffer[:self._at])
+
+    def _instead(self, magic: bytes) -> str:
+        """What it is, where that can be told."""
+        if self._buffer.startswith(LFS_POINTER):
+            return "a pointer of git-lfs; git lfs pull brings the file"
+        if self._path.endswith(SAFETENSORS):
+            return "safetensors are served by their directory: give that"
+        return "it starts with %r" % magic
 
     def _tensors_end(self, tensors: int) -> int:
         """Where the last tensor ends, which is the least size of a file that is whole."""
@@ -316,13 +465,39 @@ class _GgufHeader:
         alignment = count(self.fields.get("general.alignment", 32))
         if alignment is None:
             raise BadModel("%s: general.alignment is no size" % self._path)
-        return -(-self._file.tell() // alignment) * alignment + end if tensors else 0
+        return -(-(self._start + self._at) // alignment) * alignment + end if tensors else 0
 
-    def _take(self, count: int) -> bytes:
-        if count > MAX_STRING or self._file.tell() + count > self._limit:
+    def _need(self, count: int) -> None:
+        """Have the next bytes in the buffer."""
+        if self._at + count <= len(self._buffer):
+            return
+        if count > MAX_STRING or self._start + self._at + count > self._limit:
             raise BadModel("%s: the header runs past the end of the file (truncated?)"
                            % self._path)
-        return self._file.read(count)
+        if self._digest is not None:
+            self._digest.update(self._buffer[:self._at])
+        left = self._buffer[self._at:]
+        self._start, self._at = self._start + self._at, 0
+        self._buffer = left + self._file.read(min(
+            max(CHUNK, count - len(left)), self._limit - self._start - len(left)))
+        if len(self._buffer) < count:
+            raise BadModel("%s: it became shorter while it was read" % self._path)
+
+    def _take(self, count: int) -> bytes:
+        self._need(count)
+        self._at += count
+        return self._buffer[self._at - count:self._at]
+
+    def _skip_texts(self, count: int) -> None:
+        """Go past so many texts; there are hundreds of thousands in a tokenizer."""
+        length_at = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if self._at + 8 > len(self._buffer):
+                self._need(8)
+            size = 8 + length_at(self._buffer, self._at)[0]
+            if self._at + size > len(self._buffer):
+                self._need(size)
+            self._at += size
 
     def _scalar(self, code: str) -> Any:
         size = struct.calcsize("<" + code)
@@ -343,8 +518,7 @@ class _GgufHeader:
         if count > MAX_STRING:
             raise BadModel("%s: field %s has %d items" % (self._path, key, count))
         if item == STRING:
-            for _ in range(count):
-                self._take(self._scalar("Q"))
+            self._skip_texts(count)
             return None
         if item not in SCALARS:
             raise BadModel("%s: field %s holds the unknown type %d" % (self._path, key, item))
@@ -353,97 +527,204 @@ class _GgufHeader:
         return list(struct.unpack("<%d%s" % (count, code), content)) if count <= 4096 else None
 
 
-def _safetensors_directory(path: str) -> Model:
-    config_path = os.path.join(path, "config.json")
-    try:
-        config = _json(config_path)
-    except FileNotFoundError:
-        raise BadModel("%s: no config.json in it" % path) from None
-    if not isinstance(config, dict) or not config:
-        raise BadModel("%s: empty; a model cannot be served from it" % config_path)
-    shards = sorted(glob.glob(os.path.join(glob.escape(path), "*.safetensors")))
-    if not shards:
-        raise BadModel("%s: no *.safetensors in it" % path)
-    missing = sorted(_indexed(path) - {os.path.basename(shard) for shard in shards})
-    if missing:
-        raise BadModel("%s: %d files that its index names are missing: %s"
-                       % (path, len(missing), ", ".join(missing[:3])))
-    contradictions = model_config.contradictions(config)
-    if contradictions:
-        raise BadModel("%s: %s" % (config_path, ". ".join(contradictions)))
+def _directory(path: str) -> Model:
+    names = sorted(name for name in os.listdir(path) if name.isprintable())
+    problems: List[str] = []
+    config = _config(path, problems)
+    weights, extra, index = _weights(path, names, problems)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    kinds: Dict[str, int] = {}
-    embedding, head, total = 0, 0, 0
-    for shard in shards:
-        for name, kind, size in _safetensors_header(shard):
-            kinds[kind] = kinds.get(kind, 0) + 1
-            total += size
-            module = name.split(".")[-2:]
-            if module[-1] == "weight" and module[0] in EMBEDDINGS:
-                embedding += size
-            # A head that was quantised has scales beside its weights.
-            elif module[0] in HEADS or name == "output.weight":
-                head += size
-        _add_stat(digest, shard)
+    tensors, sizes = _Tensors(), {}
+    for name in weights:
+        full = os.path.join(path, name)
+        try:
+            if name.endswith(SAFETENSORS):
+                tensors.add(name, _safetensors_header(full))
+            sizes[name] = os.stat(full).st_size
+            _add_stat(digest, full)
+        except BadModel as problem:
+            problems += problem.args
+        except FileNotFoundError:
+            problems.append("%s: a link to %s, which is not there" % (full, os.readlink(full)))
+    if not problems and weights[0].endswith(SAFETENSORS):
+        problems += tensors.against(index, path)
+    if problems:
+        raise BadModel(*problems)
     geometry = model_config.geometry(config)
-    if geometry["tied_embeddings"] is None and embedding:
-        geometry["tied_embeddings"] = head == 0
+    if geometry["tied_embeddings"] is None and tensors.embedding:
+        geometry["tied_embeddings"] = tensors.head == 0
     quantised = model_config.quantisation(config)
+    of_config = model_config.quantisation_method(config)
+    safe = weights[0].endswith(SAFETENSORS)
     return {
         "path": path,
-        "format": "safetensors",
-        "files": len(shards),
-        "bytes": sum(os.path.getsize(shard) for shard in shards),
+        "format": "safetensors" if safe else "pickle",
+        "files": len(weights),
+        "bytes": sum(sizes.values()),
         "fingerprint": digest.hexdigest(),
         "name": os.path.basename(os.path.normpath(path)),
-        "quantisation": model_config.quantisation_method(config)
-        or max(kinds, key=lambda kind: kinds[kind]),
+        "dtype": model_config.dtype(config),
+        "quantisation": of_config or (tensors.most() if safe else quantised["method"] or "unknown"),
         "quantisation_bits": quantised["bits"],
         "quantisation_group": quantised["group"],
         "chat_template": _has_chat_template(path),
-        "tensors": _by_use(embedding, head, total),
+        "tensors": _by_use(tensors.embedding, tensors.head, tensors.total) if safe else None,
         "geometry": geometry,
+        "weights": weights,
+        "extra": {name: os.stat(os.path.join(path, name)).st_size for name in extra
+                  if os.path.isfile(os.path.join(path, name))},
+        "metadata": {},
     }
 
 
-def _json(path: str) -> Any:
-    """A file of JSON.
-
-    :raises BadModel: for a file of anything else, or one that is too long.
-    """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_HEADER:
-            raise BadModel("%s: %d bytes are too many for a file of JSON" % (path, size))
-        content = file.read(size)
+def _config(path: str, problems: List[str]) -> Dict[str, Any]:
+    """``config.json``; what is wrong with it goes to ``problems``."""
+    place = os.path.join(path, "config.json")
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as problem:
-        raise BadModel("%s: not JSON: %s" % (path, problem)) from problem
-
-
-def _indexed(path: str) -> Set[str]:
-    """The files that the index of a sharded model names; none where there is no index."""
-    index = os.path.join(path, "model.safetensors.index.json")
-    try:
-        return {str(name) for name in _json(index)["weight_map"].values()}
+        config = read_json(place)
     except FileNotFoundError:
-        return set()
-    except (KeyError, TypeError, AttributeError) as problem:
-        raise BadModel("%s: no index of safetensors files" % index) from problem
+        problems.append(
+            "%s: a link to %s, which is not there" % (place, os.readlink(place))
+            if os.path.islink(place) else "%s: no config.json in it" % path)
+        return {}
+    except BadModel as problem:
+        problems += problem.args
+        return {}
+    if not isinstance(config, dict) or not config:
+        problems.append(
+            "%s: empty, which is a dummy: engines say of it `Unrecognized model ... Should have a "
+            "model_type key`" % place if config == {} else
+            "%s: empty; a model cannot be served from it" % place)
+        return {}
+    wrong = model_config.contradictions(config)
+    if wrong:
+        problems.append("%s: %s" % (place, ". ".join(wrong)))
+    return config
+
+
+def _weights(path: str, names: List[str],
+             problems: List[str]) -> Tuple[List[str], List[str], Dict[str, str]]:
+    """The files of a directory's weights, those that engines leave alone, and the index."""
+    safe = [name for name in names if name.endswith(SAFETENSORS)]
+    found = safe or [name for name in names if name.endswith(PICKLES)
+                     and not NO_WEIGHTS.fullmatch(name)]
+    if not found:
+        ggufs = [name for name in names if name.endswith(".gguf")]
+        problems.append("%s: no *.safetensors in it%s" % (
+            path, "; a GGUF file is given by its own path: %s" % ", ".join(ggufs[:3])
+            if ggufs else ""))
+    place = SAFETENSORS_INDEX if safe or not found else PICKLE_INDEX
+    index = _index(path, place, problems)
+    named = sorted(set(index.values()))
+    outside = [name for name in named if os.path.basename(name) != name or name in (".", "..")]
+    if outside:
+        problems.append("%s: names files that are not beside it: %s"
+                        % (os.path.join(path, place), ", ".join(outside[:3])))
+    missing = sorted(set(named) - set(found) - set(outside))
+    if missing:
+        problems.append("%s: %d files that its index names are missing: %s"
+                        % (path, len(missing), ", ".join(missing[:3])))
+    if named:
+        weights = [name for name in found if name in set(named)]
+    else:
+        weights = [name for name in found if not SECOND_COPY.fullmatch(name)] or found
+        problems += _missing_parts(path, weights)
+    return weights, [name for name in found if name not in set(weights)], index
+
+
+def _missing_parts(path: str, names: Iterable[str]) -> List[str]:
+    """Where there is no index: parts that the names of the others tell of."""
+    there: Dict[Tuple[str, str, str], Set[int]] = {}
+    for match in filter(None, map(PART.match, names)):
+        there.setdefault((match[1], match[3], match[4]), set()).add(int(match[2]))
+    found = []
+    for (stem, of, end), numbers in sorted(there.items()):
+        wanted = int(of)
+        # From 0 or from 1.
+        first = 0 if 0 in numbers else 1
+        missing = [number for number in range(first, first + min(wanted, MAX_PARTS))
+                   if number not in numbers]
+        if missing:
+            found.append("%s: %d of %d parts are missing: %s" % (
+                path, len(missing), wanted, ", ".join(
+                    "%s-%05d-of-%s%s" % (stem, number, of, end) for number in missing[:3])))
+    return found
+
+
+def _index(path: str, name: str, problems: List[str]) -> Dict[str, str]:
+    """Tensor to file, as the index of a model in parts says; nothing where there is none."""
+    place = os.path.join(path, name)
+    try:
+        return {str(tensor): str(file) for tensor, file in read_json(
+            place, MAX_JSON)["weight_map"].items()}
+    except FileNotFoundError:
+        return {}
+    except BadModel as problem:
+        problems += problem.args
+    except (KeyError, TypeError, AttributeError):
+        problems.append("%s: no index of %s files" % (
+            place, "safetensors" if name == SAFETENSORS_INDEX else "pickle"))
+    return {}
+
+
+class _Tensors:
+    """What the headers of a directory's files hold together."""
+
+    def __init__(self) -> None:
+        self.embedding, self.head, self.total = 0, 0, 0
+        self._kinds: Dict[str, int] = {}
+        self._places: Dict[str, str] = {}
+        self._twice: List[str] = []
+
+    def add(self, file: str, tensors: List[Tuple[str, str, int]]) -> None:
+        for name, kind_, size in tensors:
+            self._kinds[kind_] = self._kinds.get(kind_, 0) + 1
+            self.total += size
+            module = name.split(".")[-2:]
+            if module[-1] == "weight" and module[0] in EMBEDDINGS:
+                self.embedding += size
+            # A head that was quantised has scales beside its weights.
+            elif module[0] in HEADS or name == "output.weight":
+                self.head += size
+            if name in self._places:
+                self._twice.append("%s in %s and %s" % (name, self._places[name], file))
+            self._places[name] = file
+
+    def most(self) -> str:
+        """The type that most tensors have."""
+        return max(self._kinds, key=lambda kind_: self._kinds[kind_])
+
+    def against(self, index: Dict[str, str], path: str) -> List[str]:
+        """What contradicts an index: tensors that are elsewhere or nowhere, or twice."""
+        found = []
+        place = os.path.join(path, SAFETENSORS_INDEX)
+        elsewhere = ["%s is in %s, not in %s" % (name, self._places[name], file)
+                     for name, file in sorted(index.items())
+                     if self._places.get(name, file) != file]
+        nowhere = ["%s of %s" % (name, file) for name, file in sorted(index.items())
+                   if name not in self._places]
+        for what, names in (("tensors are in another file than it names", elsewhere),
+                            ("tensors that it names are in no file", nowhere)):
+            if names:
+                found.append("%s: %d %s: %s" % (place, len(names), what, ", ".join(names[:3])))
+        if self._twice:
+            found.append("%s: %d tensors are in two files: %s"
+                         % (path, len(self._twice), ", ".join(self._twice[:3])))
+        return found
 
 
 def _safetensors_header(path: str) -> List[Tuple[str, str, int]]:
     """Name, type and bytes of each tensor in a safetensors file that is whole."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(8)
+        if LFS_POINTER.startswith(start) and start:
+            raise BadModel("%s: a pointer of git-lfs, not the file itself (git lfs pull)" % path)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER, size - 8):
+        if not 2 <= length <= min(MAX_JSON, size - 8):
             raise BadModel("%s: its header length %d does not fit the file of %d bytes"
                            % (path, length, size))
         try:
-            header = json.loads(file.read(length))
+            header = parsed(file.read(length))
             header.pop("__metadata__", None)
             tensors = [(name, str(tensor["dtype"]), *map(int, tensor["data_offsets"][:2]))
                        for name, tensor in header.items()]
@@ -463,12 +744,16 @@ def _safetensors_header(path: str) -> List[Tuple[str, str, int]]:
 
 
 def _has_chat_template(path: str) -> bool:
-    if os.path.exists(os.path.join(path, "chat_template.jinja")):
+    """In a file of its own, in the processor's, or in the tokenizer's config."""
+    if os.path.isfile(os.path.join(path, "chat_template.jinja")):
         return True
-    try:
-        return bool(_json(os.path.join(path, "tokenizer_config.json")).get("chat_template"))
-    except (OSError, BadModel, AttributeError):
-        return False
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        try:
+            if read_json(os.path.join(path, name)).get("chat_template"):
+                return True
+        except (OSError, BadModel, AttributeError):
+            continue
+    return False
 
 
 def _add_stat(digest: Any, path: str) -> None:

@@ -15,7 +15,8 @@ DEFAULT_ROOT = "/var/lib/firstlight"
 LIBRARIES = "libraries"
 """The folder of links to a driver's libraries."""
 
-FOLDERS = ("cache", "canaries", "endpoints", "journal", LIBRARIES, "models", "supervisor", "venvs")
+FOLDERS = ("cache", "canaries", "endpoints", "journal", LIBRARIES, "models", "network",
+           "supervisor", "venvs")
 """What lies directly under the root."""
 
 

@@ -136,11 +136,13 @@ def fake(*flags, port=None, **how):
     return plan(port, fake_engine(port, *flags), **how)
 
 
-def contained(*flags, port=None, argv=None, image=IMAGE, cache="", gpus=(), **how):
-    """A plan whose engine runs in a container."""
+def contained(*flags, port=None, argv=None, image=IMAGE, cache="", gpus=(), model="",
+              **how):
+    """A plan whose engine runs in a container; ``model`` is the file that it serves."""
     port = port or free_port()
     made = plan(port, argv or fake_engine(port, *flags), **how)
-    made["model"].update(path="/srv/models/model.gguf", format="gguf")
+    # Its container is to find it.
+    made["model"].update(path=model or __file__, format="gguf")
     identity = json.dumps([made["hash"], image, cache, list(gpus)]).encode()
     return {**made, "runtime": "docker", "image": image, "user": "", "cache": cache,
             "shm_bytes": 0, "hash": hashlib.sha256(identity).hexdigest(), "gpus": list(gpus),

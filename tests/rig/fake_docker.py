@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import itertools
 import json
 import os
 import pathlib
@@ -53,6 +54,7 @@ class Docker:
         self.file = self.root / "etc/docker/daemon.json"
         self.version, self.driver = version, "systemd"
         self.containers, self.images = {}, {}
+        self._numbers = itertools.count(1)
         self.settings, self.said, self.starts, self.calls = {}, [], 0, []
         # What nvidia-smi -L says in each container by name: status and text.
         self.inside = {}
@@ -64,7 +66,7 @@ class Docker:
 
     def run(self, name, running=True, **inspect):
         """Have a container."""
-        identity = "%064x" % (len(self.containers) + 1)
+        identity = "%064x" % next(self._numbers)
         self.containers[name] = {
             "Id": identity, "Name": "/" + name, "RestartCount": 0,
             "State": {"Running": running, "Status": "running" if running else "exited"},

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from model_configs import CONFIGS
 
 from ansible.module_utils.firstlight import findings
-from ansible.module_utils.firstlight.planning import health, requests
+from ansible.module_utils.firstlight.planning import health, requests, snapshots
 
 # Machines are noisy, so there is no deadline. A failure prints the line that repeats it elsewhere.
 # What hypothesis itself sets on CI (no database, the same examples each time) stays.
@@ -57,7 +57,10 @@ MODEL_PATHS = st.sampled_from(["/srv/models/a.gguf", "/srv/models/b c.gguf", "/s
 # What a user may write, right or wrong: known keys with likely values, or with anything at all.
 LIKELY = {
     "name": NAMES | st.sampled_from(["\x1b[2J", "../chat", ["chat"], {}]),
-    "model": st.just("canary") | MODEL_PATHS | st.sampled_from(["Qwen/Qwen2.5-0.5B", "./m.gguf"]),
+    "model": st.just("canary") | MODEL_PATHS | st.sampled_from([
+        "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B-GGUF:Q8_0", "a/b:", "a/b@main", "./m.gguf",
+        "file:///srv/models/b%20c.gguf", "file://other/m.gguf", "file:%ff", "file:///%00"]),
+    "revision": st.sampled_from(["main", "v1.0", "a" * 40, "a" * 7, "../x", 7, {}]),
     "engine": st.sampled_from([*requests.ENGINES, "llama.cpp"]),
     "runtime": st.sampled_from(requests.RUNTIMES),
     "port": st.integers(-1, 65536) | st.integers(7999, 8001) | st.just("8000"),
@@ -77,6 +80,9 @@ ENTRIES = st.builds(
     st.just({}) | st.dictionaries(st.sampled_from(sorted(requests.DEFAULTS)) | HOSTILE, JSON,
                                   max_size=2),
 )
+PATH_MAPS = st.none() | st.just({"/srv/models": "/fsx", "/srv": "/mnt/"}) | JSON | st.dictionaries(
+    st.sampled_from(["/", "/srv", "/srv/models/", "/etc", "srv"]),
+    st.sampled_from(["/", "/fsx", "/srv/models", "x", 7]), max_size=3)
 ASKED = JSON | st.lists(ENTRIES, min_size=1, max_size=3) | st.lists(ENTRIES | JSON, max_size=3)
 
 # What is right by itself; whether a host can do it is another matter.
@@ -351,6 +357,43 @@ def roomy(draw):
         if request["model"] == "canary" and request["context"] != "auto":
             request["context"] = min(request["context"], 2048)
     return taken, facts, models, state, rows, health.host_health(facts, rows)
+
+
+@st.composite
+def repositories(draw):
+    """Requests of which some are of repositories, what is wanted of these, and what a module said
+    of them: all is there, some of it, nothing, or nothing was asked."""
+    taken, wrong = requests.normalise(draw(st.lists(st.fixed_dictionaries(
+        {"name": NAMES, "port": PORTS, "model": st.sampled_from(
+            ["canary", "/srv/models/a.gguf", "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B:Q8_0"])},
+        optional={"engine": st.sampled_from(["auto", "vllm", "llama_cpp"]),
+                  "gpus": st.sampled_from(["auto", 0]),
+                  "revision": st.sampled_from(["main", "c0ffee" + "0" * 34])}),
+        max_size=3, unique_by=(lambda one: one["name"], lambda one: one["port"]))))
+    taken = [one for one in taken
+             if not any(each["subject"].startswith(one["where"]) for each in wrong)]
+    wanted = snapshots.snapshot_requests(taken, made.cpu_host(), planner.catalog())
+    told = {}
+    for one in wanted:
+        model = draw(st.none() | MODELS)
+        told[one["name"]] = {
+            "repo_id": one["repo_id"], "revision": one["revision"] or "main",
+            "commit": "c0ffee" + "0" * 34, "path": "/hub/a", "fingerprint": "f" * 64,
+            "present": draw(st.booleans()),
+            "verified": draw(st.sampled_from([None, "fast", "full"])), "model": model}
+    for name in draw(st.sets(st.sampled_from(sorted(told)))) if told else ():
+        del told[name]
+    outlined = draw(st.just({}) | st.fixed_dictionaries({
+        "snapshots": st.just(told),
+        "findings": st.lists(st.builds(lambda one, about: dict(one, subject=about), FINDINGS,
+                                       st.sampled_from(["Qwen/Qwen2.5-0.5B", "hub"])),
+                             max_size=2)},
+        optional={"skipped": st.lists(st.sampled_from([one["name"] for one in wanted]), max_size=2)
+                  if wanted else st.just([])}))
+    return taken, wanted, outlined
+
+
+REPOSITORIES = repositories()
 
 
 # The words of a command: text that both service managers may be given, and what they could take

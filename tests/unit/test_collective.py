@@ -20,6 +20,7 @@ from ansible.module_utils.firstlight import (
     collective_probe,
     docker_api,
     engine_log,
+    one_shot,
     processes,
     services,
 )
@@ -291,7 +292,7 @@ def test_the_probe_has_what_the_engines_container_has(docker, engine, monkeypatc
     assert {key: host[key] for key in LIMITS} == LIMITS
     assert host["PortBindings"] == {}
     assert host["RestartPolicy"] == {"Name": "no"}
-    assert body["Labels"] == {key: LABELS[key] for key in collective.OURS}
+    assert body["Labels"] == {key: LABELS[key] for key in one_shot.OURS}
     assert list(docker.containers) == [NAME]
 
 

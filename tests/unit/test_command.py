@@ -218,7 +218,8 @@ def test_a_path_is_one_word_as_it_is(path):
     for facts, model, flag in ((planner.cpu(), planner.gguf("Qwen2.5-0.5B"), "--alias"),
                                (planner.host("h100", 1), planner.model("Qwen2.5-0.5B"),
                                 "--served-model-name")):
-        plan = planner.only(planner.plan(facts, {"model": path}, models={path: model}))
+        plan = planner.only(planner.plan(facts, {"model": path}, models={
+            path: {**model, "path": path}}))
         assert plan["command"]["argv"].count(path) == 1
         assert flags(plan["command"]["argv"])[flag] == path.rpartition("/")[2]
 

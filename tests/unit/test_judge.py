@@ -140,12 +140,19 @@ def test_a_finding_that_names_the_path_itself_does_not_name_it_twice():
     assert found["found"] == PATH + ": truncated"
 
 
-def test_a_repository_id_is_refused_as_long_as_nothing_is_fetched():
-    [found] = judged(state(), model="Qwen/Qwen2.5-0.5B-Instruct")
-    assert (found["id"], found["severity"]) == ("endpoint-model-not-fetched", "error")
-    assert found["subject"] == "inference_endpoints[0] (chat).model"
-    assert "Qwen/Qwen2.5-0.5B-Instruct" in found["found"]
-    assert "its path" in found["remedy"]
+def test_of_a_repository_the_host_says_nothing():
+    missing = finding("model-missing", "a/b", "no such file", "a model", "set `model`")
+    assert judged(state(), [missing], model="a/b") == []
+
+
+def test_a_note_on_a_path_stays_a_note():
+    note = finding("model-short-hash", PATH, "abc stands for abcd", "40 digits", "set `model`",
+                   severity="warning")
+    damaged = finding("model-damaged", PATH, "truncated", "a model", "fetch it again")
+    found = judged(state(), [note, damaged], model=PATH)
+    assert [(one["id"], one["severity"]) for one in found] == [
+        ("model-short-hash", "warning"), ("model-damaged", "error")]
+    assert {one["subject"] for one in found} == {"inference_endpoints[0] (chat).model"}
 
 
 def test_the_canary_needs_no_file():

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
+import pathlib
+import socket
 import struct
 
 import gguf
@@ -450,12 +454,50 @@ def test_a_split_model_must_be_given_by_its_first_part(tmp_path):
     assert "00001-of-00003" in complaint(write_split(tmp_path)[1])
 
 
+def test_a_part_of_another_model_is_told(tmp_path):
+    parts = write_split(tmp_path)
+    parts[1].write_bytes(parts[2].read_bytes())
+    with pytest.raises(BadModel, match=parts[1].name + ": split.no is 2 in it, wanted 1"):
+        described(parts[0])
+
+
+def test_parts_that_hold_less_than_the_first_promises_are_told(tmp_path):
+    parts = write_split(tmp_path, split__tensors__count=4)
+    assert "3 tensors in its 3 parts, and it promises 4" in complaint(parts[0])
+
+
+def test_what_a_gguf_file_says_of_itself_is_told_in_short_values(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", general__type="model", general__size_label="0.5B",
+                      general__x="y" * 300, general__y=float("nan"), general__z="a\x1bb",
+                      tokenizer__ggml__model="gpt2", tokenizer__ggml__tokens=["a", "b"],
+                      tokenizer__ggml__bos_token_id=1, **QWEN)
+    found = described(path)["metadata"]
+    assert found == {
+        "general.architecture": "qwen2", "general.type": "model", "general.size_label": "0.5B",
+        "general.y": None, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": 2,
+        "tokenizer.ggml.bos_token_id": 1}
+
+
+def test_texts_are_skipped_across_the_parts_in_which_a_file_is_read(tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / "m.gguf", tokenizer__ggml__tokens=["t" * (7 + n % 90)
+                      for n in range(3000)], **QWEN)
+    whole = described(path)
+    for size in (16, 97, 4096):
+        monkeypatch.setattr(model_files, "CHUNK", size)
+        assert described(path) == whole
+
+
+def test_safetensors_in_the_place_of_a_gguf_file_are_given_by_their_folder(directory):
+    assert "give that" in complaint(directory / "model.safetensors")
+
+
 @pytest.mark.parametrize("name", ["model.gguf", "m-00001-of-00004.gguf", "m-1-of-3.gguf"])
 def test_a_part_that_was_renamed_says_the_name_it_needs(tmp_path, name):
     renamed = write_split(tmp_path)[0].rename(tmp_path / name)
     assert "00001-of-00003.gguf" in complaint(renamed)
 
 
+INDEX = "model.safetensors.index.json"
 CONFIG = {"model_type": "qwen2", "num_hidden_layers": 24, "hidden_size": 896,
           "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 32768,
           "vocab_size": 151936}
@@ -574,6 +616,7 @@ def test_the_tensors_of_all_files_are_added(directory):
 @pytest.mark.parametrize(("name", "content", "there"), [
     ("chat_template.jinja", "{{ x }}", True),
     ("tokenizer_config.json", '{"chat_template": "{{ x }}"}', True),
+    ("chat_template.json", '{"chat_template": "{{ x }}"}', True),
     ("tokenizer_config.json", "{}", False), ("tokenizer_config.json", "[]", False),
     ("tokenizer_config.json", "not JSON", False),
 ])
@@ -583,9 +626,12 @@ def test_a_chat_template_is_looked_for_in_both_places(directory, name, content, 
 
 
 BAD_CONFIGS = {
-    "empty object": (b"{}", "empty"), "empty file": (b"", "not JSON"),
+    "empty object": (b"{}", "a dummy"), "empty file": (b"", "an empty file"),
     "not JSON": (b"<html>", "not JSON"), "a list": (b"[1]", "empty"),
     "not text": (b"\xff\xfe\x00", "not JSON"), "nested beyond reason": (b"[" * 10**5, "not JSON"),
+    "a number without end": (b'{"a": %s}' % (b"9" * 10**6), "a number of 1000000 digits"),
+    "a pointer of git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+                             "git lfs pull"),
 }
 
 
@@ -607,7 +653,120 @@ def test_a_directory_without_a_config_or_without_weights_says_which(directory):
     (directory / "model.safetensors").unlink()
     assert "no *.safetensors" in complaint(directory)
     (directory / "config.json").unlink()
-    assert "no config.json" in complaint(directory)
+    said = complaint(directory)
+    assert "no *.safetensors" in said
+    assert "no config.json" in said
+
+
+def test_a_config_of_too_many_values_is_not_made_into_objects(directory, monkeypatch):
+    monkeypatch.setattr(model_files, "MAX_VALUES", 100)
+    (directory / "config.json").write_text(json.dumps({**CONFIG, "x": [[]] * 100}))
+    assert "more than 100 values" in complaint(directory)
+
+
+def test_to_read_json_leaves_the_collector_as_it_was(directory):
+    for switch in (gc.disable, gc.enable):
+        switch()
+        was = gc.isenabled()
+        described(directory)
+        assert gc.isenabled() is was
+
+
+@pytest.mark.parametrize(("config", "dtype"), [
+    ({"torch_dtype": "bfloat16"}, "bf16"), ({"dtype": "torch.float16"}, "f16"), ({}, None),
+    ({"torch_dtype": "complex"}, None)])
+def test_the_type_is_what_the_config_says(directory, config, dtype):
+    (directory / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    assert described(directory)["dtype"] == dtype
+
+
+NOT_PLAIN = {
+    "a FIFO": lambda place: os.mkfifo(place), "a directory": lambda place: place.mkdir(),
+    "a link to a device": lambda place: place.symlink_to("/dev/zero"),
+    "a socket": lambda place: socket.socket(socket.AF_UNIX).bind(str(place)),
+}
+
+
+@pytest.mark.parametrize("case", NOT_PLAIN)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", INDEX])
+def test_what_is_no_plain_file_is_not_opened(tmp_path, monkeypatch, case, name):
+    # The path of a socket is short.
+    monkeypatch.chdir(tmp_path)
+    folder = pathlib.Path("m")
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "model.safetensors").write_bytes(safetensors_file(TENSORS))
+    with contextlib.suppress(FileNotFoundError):
+        (folder / name).unlink()
+    NOT_PLAIN[case](folder / name)
+    assert "not a plain file" in complaint(folder)
+
+
+def test_a_gguf_file_that_is_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "m.gguf")
+    assert "a FIFO, not a plain file" in complaint(tmp_path / "m.gguf")
+
+
+def test_what_becomes_a_fifo_after_it_was_looked_at_is_not_waited_for(tmp_path, monkeypatch):
+    plain, fifo = tmp_path / "plain", tmp_path / "m.gguf"
+    plain.write_bytes(b"")
+    os.mkfifo(fifo)
+    looked = os.stat(plain)
+    monkeypatch.setattr(os, "stat", lambda path: looked)
+    assert "a FIFO, not a plain file" in complaint(fifo)
+
+
+def test_everything_that_is_wrong_with_a_directory_is_told_at_once(directory):
+    (directory / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_bytes(b"")
+    (directory / "more.safetensors").write_bytes(safetensors_file(TENSORS)[:-1])
+    with pytest.raises(BadModel) as raised:
+        described(directory)
+    assert len(raised.value.args) == 3
+    assert "config.json" in raised.value.args[0]
+    assert "model.safetensors" in raised.value.args[1]
+    assert "more.safetensors: truncated" in raised.value.args[2]
+
+
+def test_a_pointer_of_git_lfs_is_no_shard(directory):
+    (directory / "model.safetensors").write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    assert "git lfs pull" in complaint(directory)
+
+
+def pickles(directory, *names):
+    (directory / "model.safetensors").unlink()
+    for name in names:
+        (directory / name).write_bytes(b"\x80\x04cos\nsystem\n.")
+    return described(directory)
+
+
+@pytest.mark.parametrize("names", [["pytorch_model.bin"], ["a.pt", "b.pth"], ["last.ckpt"]])
+def test_pickles_are_told_by_their_sizes_and_the_config(directory, names):
+    found = pickles(directory, *names, "training_args.bin", "optimizer.pt", "rng_state_0.pth")
+    assert (found["format"], found["weights"]) == ("pickle", names)
+    assert found["bytes"] == 14 * len(names)
+    assert (found["tensors"], found["quantisation"]) == (None, "unknown")
+    assert found["geometry"]["layers"] == 24
+
+
+def test_what_training_left_is_no_weights(directory):
+    with pytest.raises(BadModel, match="no \\*.safetensors"):
+        pickles(directory, "training_args.bin", "scheduler.pt")
+
+
+def test_pickles_have_an_index_too(directory):
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(
+        {"weight_map": {"a": "pytorch_model-00001-of-00002.bin",
+                        "b": "pytorch_model-00002-of-00002.bin"}}))
+    with pytest.raises(BadModel, match="pytorch_model-00002-of-00002.bin"):
+        pickles(directory, "pytorch_model-00001-of-00002.bin")
+
+
+def test_beside_safetensors_pickles_are_nothing(directory):
+    (directory / "pytorch_model.bin").write_bytes(b"x")
+    found = described(directory)
+    assert (found["format"], found["files"], found["extra"]) == ("safetensors", 1, {})
 
 
 BAD_HEADERS = {
@@ -661,13 +820,93 @@ def test_a_config_of_any_values_is_described_or_refused(directory, config):
     describe_or_complain(directory)
 
 
-INDEX = "model.safetensors.index.json"
-
 
 def test_a_part_that_the_index_names_and_that_is_not_there_is_named(directory):
     (directory / INDEX).write_text(json.dumps(
         {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}))
     assert "model-00002-of-00002.safetensors" in complaint(directory)
+
+
+def shard(directory, name, *tensors):
+    (directory / name).write_bytes(safetensors_file(weights_of(*tensors)))
+
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.fixture
+def parts(directory):
+    """A model in two parts with an index that is true."""
+    (directory / "model.safetensors").unlink()
+    shard(directory, FIRST, "a", "b")
+    shard(directory, SECOND, "c")
+    (directory / INDEX).write_text(json.dumps(
+        {"weight_map": {"a": FIRST, "b": FIRST, "c": SECOND}}))
+    return directory
+
+
+def test_a_model_in_parts_is_whole_with_its_index(parts):
+    found = described(parts)
+    assert (found["weights"], found["extra"]) == ([FIRST, SECOND], {})
+
+
+def test_a_tensor_in_another_file_than_the_index_names_is_told(parts):
+    shard(parts, FIRST, "a")
+    shard(parts, SECOND, "b", "c")
+    said = complaint(parts)
+    assert "b is in %s, not in %s" % (SECOND, FIRST) in said
+
+
+def test_a_tensor_that_no_file_has_is_told(parts):
+    shard(parts, SECOND, "d")
+    assert "c of " + SECOND in complaint(parts)
+
+
+def test_a_tensor_that_two_files_have_is_told(parts):
+    shard(parts, SECOND, "b", "c")
+    assert "1 tensors are in two files: b in" in complaint(parts)
+
+
+def test_weights_that_the_index_does_not_name_are_not_the_models(parts):
+    whole = described(parts)
+    shard(parts, "consolidated.safetensors", "a", "b", "c")
+    found = described(parts)
+    assert found["bytes"] == whole["bytes"]
+    assert list(found["extra"]) == ["consolidated.safetensors"]
+    assert found["extra"]["consolidated.safetensors"] == (
+        parts / "consolidated.safetensors").stat().st_size
+
+
+def test_without_an_index_a_second_copy_is_not_the_models_either(directory):
+    shard(directory, "consolidated.00.safetensors", "a")
+    assert list(described(directory)["extra"]) == ["consolidated.00.safetensors"]
+    (directory / "model.safetensors").unlink()
+    assert described(directory)["weights"] == ["consolidated.00.safetensors"]
+
+
+def test_without_an_index_the_names_of_the_parts_say_which_are_missing(parts):
+    (parts / INDEX).unlink()
+    assert described(parts)["files"] == 2
+    (parts / FIRST).unlink()
+    assert "1 of 2 parts are missing: " + FIRST in complaint(parts)
+
+
+def test_parts_without_end_are_not_counted_to_the_end(directory):
+    shard(directory, "model-00001-of-99999.safetensors", "c")
+    assert "of 99999 parts are missing" in complaint(directory)
+
+
+@pytest.mark.parametrize("name", ["/etc/shadow", "../model.safetensors", "a/b.safetensors", ".."])
+def test_an_index_leads_nowhere_else(directory, name):
+    (directory / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    assert "not beside it: " + name in complaint(directory)
+
+
+def test_a_link_to_a_part_that_is_not_there_says_where_it_leads(parts):
+    (parts / SECOND).unlink()
+    (parts / SECOND).symlink_to("../../blobs/0123")
+    said = complaint(parts)
+    assert SECOND + ": a link to ../../blobs/0123, which is not there" in said
 
 
 def test_a_whole_index_is_no_matter(directory):

@@ -18,6 +18,7 @@ import tracemalloc
 import container_strategies
 import facts as made
 import firstlight
+import fleets
 import gguf
 import library_seen
 import numpy as np
@@ -34,6 +35,7 @@ from ansible.module_utils.firstlight import (
     findings,
     http_client,
     model_files,
+    model_report,
     passport,
     paths,
     processes,
@@ -51,6 +53,7 @@ from ansible.module_utils.firstlight.planning import (
     library_repair,
     memory,
     plan,
+    prefetch,
     proof,
     requests,
 )
@@ -116,7 +119,7 @@ ARGUMENTS = {
         st.fixed_dictionaries({"findings": strategies.MODEL_FINDINGS})),
     "endpoint_keys": st.tuples(strategies.ASKED),
     "endpoint_ports": st.tuples(strategies.ASKED.map(lambda asked: requests.normalise(asked)[0])),
-    "endpoint_requests": st.tuples(strategies.ASKED),
+    "endpoint_requests": st.tuples(strategies.ASKED, strategies.PATH_MAPS),
     "endpoints_to_switch": st.tuples(PLANNED, strategies.STATES).map(lambda both: (
         *both, {one["hash"]: "text" for one in both[0]}, {})),
     "engine_command": PLANNED.map(lambda plans: (plans[0],)),
@@ -132,6 +135,18 @@ ARGUMENTS = {
                               st.none() | strategies.ASKED),
     "plan_table": strategies.situations().map(
         lambda situation: (plan.deployment_plan(*situation), situation[1])),
+    "prefetch_outline": fleets.fleets().filter(bool).flatmap(lambda fleet: st.tuples(
+        st.just(fleet), st.just(prefetch.prefetch_seeds(fleet)), st.just({}),
+        st.sampled_from(sorted(fleet)))),
+    "prefetch_peers": fleets.fleets().map(lambda fleet: (
+        [one for copies in prefetch.prefetch_round(fleet)["copies"].values() for one in copies],
+        dict.fromkeys(fleet, "http://192.0.2.7:8473"), "secret")),
+    "prefetch_round": st.tuples(fleets.fleets(), st.sampled_from(["", "localhost"]),
+                                st.sampled_from(["fast", "full"])),
+    "prefetch_seeds": st.tuples(fleets.fleets(), st.sampled_from(["", "localhost"]),
+                                st.booleans()),
+    "prefetch_text": st.tuples(fleets.fleets(), st.sampled_from(["", "localhost"]),
+                               st.sampled_from(["fast", "full"])),
     "profile_files": st.tuples(profile_strategies.PROFILES),
     "profile_plan": PLANNED.flatmap(lambda plans: st.tuples(
         st.sampled_from(plans), st.just(planner.ROOT), st.just(profile_strategies.DIALECTS),
@@ -146,6 +161,17 @@ ARGUMENTS = {
         "streams": st.integers(1, 9), "floors": st.dictionaries(
             strategies.NAMES, st.dictionaries(st.sampled_from(proof.FLOORS), st.floats(
                 0.1, 9)))})),
+    "snapshot_findings": strategies.REPOSITORIES.map(lambda both: (both[0], both[2])),
+    "snapshot_known": strategies.REPOSITORIES.map(lambda both: (both[0], both[2])),
+    "snapshot_models": strategies.REPOSITORIES.map(
+        lambda both: (both[0], both[2].get("snapshots", {}))),
+    "snapshot_requests": st.tuples(
+        strategies.REPOSITORIES.map(lambda both: both[0]), strategies.FACTS,
+        st.just(planner.catalog()), st.lists(strategies.NAMES, max_size=2)),
+    "snapshots_due": strategies.REPOSITORIES.flatmap(lambda both: st.tuples(
+        st.just(both[1]), st.just(both[2]), st.sampled_from(["fast", "full"]))),
+    "snapshots_text": fleets.fleets().map(lambda fleet: (
+        [one for about in fleet.values() for one in about["snapshots"].values()],)),
     "supervisor_command": st.tuples(strategies.WORDS),
     "systemd_command": st.tuples(strategies.WORDS),
     "toolkit_findings": st.tuples(strategies.HOSTILE),
@@ -177,6 +203,30 @@ def test_a_filter_is_pure(name, data):
     json.dumps(first)
     assert repr(FILTERS[name](*copy.deepcopy(arguments))) == repr(first)
     assert repr(arguments) == before
+
+
+# Repositories: each is asked for as its endpoint is, and nothing is told of another one.
+
+
+@given(strategies.REPOSITORIES, strategies.FACTS)
+def test_a_repository_is_wanted_in_a_format_that_its_engine_reads(asked, facts):
+    taken, _, outlined = asked
+    wanted = FILTERS["snapshot_requests"](taken, facts, planner.catalog())
+    repositories = [one for one in taken if one["model_kind"] == "repo"]
+    assert [(one["name"], one["repo_id"]) for one in wanted] == [
+        (one["name"], one["repo_id"]) for one in repositories]
+    for one, of in zip(wanted, repositories):
+        assert one["formats"]
+        assert "pickle" not in one["formats"]
+        assert (of["engine"], one["formats"][0]) not in [
+            ("vllm", "gguf"), ("llama_cpp", "safetensors")]
+    known = FILTERS["snapshot_known"](taken, outlined)
+    assert [one for one in taken if one in known] == known
+    assert all(one in known for one in taken if one["model_kind"] != "repo")
+    models = FILTERS["snapshot_models"](taken, outlined.get("snapshots") or {})
+    assert set(models) <= {one["where"] for one in repositories}
+    for one in FILTERS["snapshots_due"](wanted, outlined):
+        assert len(one["revision"]) == 40
 
 
 # Remedies: nothing that was not asked for, nothing in secret.
@@ -924,7 +974,9 @@ SAFETENSORS_BYTES = st.builds(
 def test_a_file_of_any_bytes_is_described_or_refused_in_little_memory(content, config):
     """A few bytes that promise much are not believed."""
     with tempfile.TemporaryDirectory(prefix="fl-") as folder:
-        files = {"m.gguf": content, "model.safetensors": content, "config.json": config}
+        files = {"m.gguf": content, "model.safetensors": content, "config.json": config,
+                 "tokenizer.json": config, "tokenizer_config.json": config,
+                 "generation_config.json": config, "model.safetensors.index.json": config}
         for name, each in files.items():
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(each)
@@ -933,6 +985,7 @@ def test_a_file_of_any_bytes_is_described_or_refused_in_little_memory(content, c
             for path in (folder, os.path.join(folder, "m.gguf")):
                 with contextlib.suppress(model_files.BadModel):
                     json.dumps(model_files.describe(path))
+                json.dumps(model_report.read(path))
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()

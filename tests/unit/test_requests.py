@@ -60,6 +60,9 @@ GOOD_VALUES = {
     "an early version": ("engine_version", "0.25.0rc1", "0.25.0rc1"),
     "every GPU": ("gpus", "all", "all"),
     "a repository id": ("model", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"),
+    "an address": ("model", "file:///srv/models/a%20b.gguf", "/srv/models/a b.gguf"),
+    "an address of this host": ("model", "FILE://localhost/srv/m%2525.gguf", "/srv/m%25.gguf"),
+    "an address with one slash": ("model", "file:/srv/m.gguf", "/srv/m.gguf"),
     "a runtime of the contract": ("runtime", "docker", "docker"),
 }
 
@@ -142,7 +145,19 @@ BAD_VALUES = {
     "an inner port that is none": ("engine_port", 0, "engine-port-out-of-range"),
     "an inner port in words": ("engine_port", "auto", "engine-port-out-of-range"),
     "a name like a way in's service": ("name", "way-in-chat", "bad-name"),
-    "revision": ("revision", "main", "revision-unused"),
+    "a revision of the canary": ("revision", "main", "revision-unused"),
+    "an address of another host": ("model", "file://fileserver/m.gguf", "model-file-address"),
+    "an address of no path": ("model", "file:m.gguf", "model-file-address"),
+    "an address that is no text": ("model", "file:///srv/%ff", "model-file-address"),
+    "an address with a line break": ("model", "file:///srv/a%0ab", "model-file-address"),
+    "a repository id with two dashes": ("model", "org/a--b", "bad-repo-id"),
+    "a repository id with two dots": ("model", "org/a..b", "bad-repo-id"),
+    "a repository id that ends in a dot": ("model", "org/a.", "bad-repo-id"),
+    "a repository id of git": ("model", "org/a.git", "bad-repo-id"),
+    "a repository id that is too long": ("model", "org/" + "a" * 93, "bad-repo-id"),
+    "no quantisation after a colon": ("model", "org/a:", "bad-quantisation"),
+    "a path as a quantisation": ("model", "org/a:b/c", "bad-quantisation"),
+    "a revision in the id": ("model", "org/a@main", "model-path-not-absolute"),
 }
 
 
@@ -364,7 +379,7 @@ def test_two_endpoints_that_leave_the_port_out_clash():
 def test_everything_wrong_is_found_in_one_call():
     asked = [
         {"name": "Chat", "model": "a/b/c", "engine": "x", "runtime": "y", "port": 0, "bind": "*",
-         "api_key": "short", "revision": "main", "context": 0, "tensor_parallel": 0, "gpus": -1,
+         "api_key": "short", "revision": "abc1234", "context": 0, "tensor_parallel": 0, "gpus": -1,
          "extra_args": "-t", "prot": 1},
         "chat",
         {},
@@ -372,7 +387,7 @@ def test_everything_wrong_is_found_in_one_call():
     expected = {
         "unknown-key", "bad-name", "model-path-not-absolute", "unknown-engine", "unknown-runtime",
         "port-out-of-range", "bad-bind", "bad-api-key", "bad-context", "bad-tensor-parallel",
-        "bad-gpus", "bad-extra-args", "revision-unused", "not-a-mapping", "missing-name",
+        "bad-gpus", "bad-extra-args", "revision-short-hash", "not-a-mapping", "missing-name",
         "missing-model",
     }
     assert {one.replace("endpoint-", "", 1) for one in ids(asked)} == expected
@@ -400,6 +415,146 @@ def test_a_key_is_in_no_finding(case):
 
 
 ESCAPE = "\x1b[2J"
+
+
+REPOSITORIES = {
+    "org/name": ("org/name", None), "org/name:Q8_0": ("org/name", "Q8_0"),
+    "unsloth/x_1.5-GGUF:UD-Q4_K_XL": ("unsloth/x_1.5-GGUF", "UD-Q4_K_XL"),
+}
+
+
+@pytest.mark.parametrize("model", REPOSITORIES)
+def test_a_repository_is_told_from_its_quantisation(model):
+    [request], wrong = requests.normalise([{**GOOD, "model": model}])
+    assert wrong == []
+    assert request["model_kind"] == "repo"
+    assert (request["repo_id"], request["quantisation"]) == REPOSITORIES[model]
+
+
+def test_what_is_no_repository_has_none():
+    for model in ("canary", "/srv/m.gguf"):
+        [request], _ = requests.normalise([{**GOOD, "model": model}])
+        assert (request["repo_id"], request["quantisation"]) == (None, None)
+
+
+def test_a_quantisation_that_vllm_would_not_take_is_refused():
+    [found] = findings([{**GOOD, "model": "org/name:Q8_0", "engine": "vllm"}])
+    assert found["id"] == "endpoint-quantisation-unused"
+    assert findings([{**GOOD, "model": "org/name:Q8_0", "engine": "llama_cpp"}]) == []
+
+
+@pytest.mark.parametrize("relative", ["./models/chat", "a/b/c", "~/chat"])
+def test_a_relative_path_says_what_engines_would_take_it_for(relative):
+    [found] = findings([{**GOOD, "model": relative}])
+    assert "Repo id must be in the form" in found["remedy"]
+    assert "absolute" in found["remedy"]
+
+
+def test_a_revision_that_is_in_the_id_is_shown_its_place():
+    [found] = findings([{**GOOD, "model": "org/name@v1.0"}])
+    assert "org/name; revision: v1.0" in found["remedy"]
+
+
+REVISIONS = {
+    "main": "main", "v1.0": "v1.0", "refs/pr/7": "refs/pr/7", "release+1": "release+1",
+    "0123456789abcdef0123456789abcdef01234567": "0123456789abcdef0123456789abcdef01234567",
+    "0123456789ABCDEF0123456789ABCDEF01234567": "0123456789abcdef0123456789abcdef01234567",
+}
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_revision_belongs_to_a_repository(revision):
+    asked = {**GOOD, "model": "org/name", "revision": revision}
+    [request], wrong = requests.normalise([asked])
+    assert wrong == []
+    assert request["revision"] == REVISIONS[revision]
+    for model in ("/srv/m.gguf", "canary"):
+        [found] = findings([{**asked, "model": model}])
+        assert found["id"] == "endpoint-revision-unused"
+
+
+BAD_REVISIONS = {
+    "a short hash": ("0123456", "revision-short-hash"),
+    "a hash that lacks a digit": ("0123456789abcdef" * 2 + "0123456", "revision-short-hash"),
+    "digits that YAML read as a number": (1234567, "bad-revision"),
+    "two dots": ("a..b", "bad-revision"), "a way out": ("../main", "bad-revision"),
+    "a blank": ("my branch", "bad-revision"), "a flag": ("-x", "bad-revision"),
+    "nothing": ("", "bad-revision"), "a line break": ("main\n", "bad-revision"),
+    "a lock of git": ("main.lock", "bad-revision"), "a list": (["main"], "bad-revision"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REVISIONS)
+def test_a_revision_that_no_hub_finds_is_refused(case):
+    revision, id_ = BAD_REVISIONS[case]
+    [found] = findings([{**GOOD, "model": "org/name", "revision": revision}])
+    assert found["id"] == "endpoint-" + id_
+    assert found["subject"].endswith(".revision")
+
+
+def test_a_short_hash_is_refused_with_why():
+    [found] = findings([{**GOOD, "model": "org/name", "revision": "0123456"}])
+    assert "7 of 40" in found["found"]
+    assert "never complete a short hash" in found["wanted"]
+
+
+# The map of prefixes.
+
+MAP = {"/ceph": "/fsx", "/ceph/private/": "/mnt/private", "/home": "/ceph"}
+MAPPED = {
+    "a prefix": ("/ceph/models/m.gguf", "/fsx/models/m.gguf"),
+    "the longest that fits": ("/ceph/private/m.gguf", "/mnt/private/m.gguf"),
+    "once": ("/home/ann/m.gguf", "/ceph/ann/m.gguf"),
+    "whole parts of a path alone": ("/cephalus/m.gguf", "/cephalus/m.gguf"),
+    "not in the middle": ("/srv/ceph/m.gguf", "/srv/ceph/m.gguf"),
+    "itself": ("/ceph", "/fsx"), "itself as a folder": ("/ceph/", "/fsx/"),
+    "an address": ("file:///ceph/a%20b", "/fsx/a b"),
+}
+
+
+@pytest.mark.parametrize("case", MAPPED)
+def test_a_path_is_mapped(case):
+    asked, wanted = MAPPED[case]
+    [request], wrong = requests.normalise([{**GOOD, "model": asked}], MAP)
+    assert (wrong, request["model"], request["model_kind"]) == ([], wanted, "path")
+
+
+def test_every_path_of_an_endpoint_is_mapped_and_nothing_else():
+    [request], wrong = requests.normalise([{
+        **GOOD, "model": "ceph/name", "bind": "192.0.2.10", "api_key": "/ceph/" + "k" * 16,
+        "engine": "vllm", "engine_version": "0.24.0", "engine_python": "/ceph/bin/python",
+        "tls_certificate": "/ceph/c.pem", "tls_key": "/ceph/k.pem", "extra_args": [
+            "--chat-template", "/ceph/x.jinja", "--tokenizer=/ceph/t", "--x={\"a\": \"/ceph\"}",
+            "--y=a=/ceph/z", "/cephalus", 7]}], MAP)
+    assert wrong == []
+    assert {key: request[key] for key in (
+        "model", "engine_python", "tls_certificate", "tls_key", "extra_args")} == {
+        "model": "ceph/name", "engine_python": "/fsx/bin/python", "tls_certificate": "/fsx/c.pem",
+        "tls_key": "/fsx/k.pem", "extra_args": [
+            "--chat-template", "/fsx/x.jinja", "--tokenizer=/fsx/t", "--x={\"a\": \"/ceph\"}",
+            "--y=a=/ceph/z", "/cephalus", "7"]}
+
+
+@pytest.mark.parametrize("path_map", [None, {}])
+def test_without_a_map_paths_are_as_they_are_asked_for(path_map):
+    [request], wrong = requests.normalise([{**GOOD, "model": "/ceph/m"}], path_map)
+    assert (wrong, request["model"]) == ([], "/ceph/m")
+
+
+def test_the_root_can_be_mapped():
+    [request], _ = requests.normalise([{**GOOD, "model": "/srv/m"}], {"/": "/host"})
+    assert request["model"] == "/host/srv/m"
+    [request], _ = requests.normalise([{**GOOD, "model": "/host/srv/m"}], {"/host": "/"})
+    assert request["model"] == "/srv/m"
+
+
+@pytest.mark.parametrize("path_map", [
+    "/ceph", ["/ceph"], {"ceph": "/fsx"}, {"/ceph": "fsx"}, {"/ceph": None}, {1: "/fsx"},
+    {"/ceph": "/f\nsx"}])
+def test_a_map_that_is_none_is_a_finding_that_names_its_variable(path_map):
+    _, [found] = requests.normalise([GOOD], path_map)
+    assert found["id"].startswith("path-map-")
+    assert found["subject"] == "model_snapshot_path_map"
 
 
 @pytest.mark.parametrize("asked", [

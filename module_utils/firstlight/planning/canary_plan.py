@@ -89,6 +89,8 @@ def canary_plan(plan: Plan, root: str) -> Plan:
     url = "http://127.0.0.1:%d" % port
     made: Plan = {
         **plan, "model": model, "context": weights.CONTEXT, "extra_args": [],
+        # It brings no code.
+        "flags": [one for one in plan["flags"] if one != "--trust-remote-code"],
         "tensor_parallel": layout.tensor_parallel, "pipeline_parallel": layout.stages,
         "gpus": plan["gpus"][:layout.devices] if plan["engine"] == "vllm" else plan["gpus"],
         "bind": "127.0.0.1", "port": port, "engine_port": port, "url": url, "public_url": url,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import re
 from typing import Any, Dict, List, Optional
 
 from ..findings import Finding, finding
@@ -33,6 +34,8 @@ HEALTH = {
 # Where a container that may write nothing else writes.
 SCRATCH = "/tmp"
 CAPABILITIES = "compute,utility"
+# Hubs have 256 of them beside each other.
+PART_OF_STORE = re.compile("[0-9a-f]{2}")
 # What the legacy hook would lose at a daemon-reload when nobody names it (NVIDIA's own advice).
 COMMON_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 
@@ -47,7 +50,7 @@ def container_spec(plan: Plan, root: str, engine: Engine) -> Dict[str, Any]:
         image, by the plan's); what is not known is ``None``.
     :returns: ``{name, made, compose, folders}``: the container's name, which stands for all the
         rest; arguments of ``community.docker.docker_container``; a Compose project; and folders
-        that must be there, with who owns them.
+        that must be there, with who owns them. Whose owner is empty stays as it is.
     """
     made = _made(plan, root, engine)
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
@@ -107,33 +110,57 @@ def _environment(plan: Plan) -> Dict[str, str]:
 
 def _mounts(plan: Plan) -> List[Dict[str, Any]]:
     """The model, read-only at the path that it has on the host, and the cache."""
-    path = plan["model"]["path"]
     mounts = [{"type": "bind", "source": one, "target": one, "read_only": True}
-              for one in _needed(path, plan["model"])]
+              for one in _model_folders(plan["model"])]
     if plan["cache"]:
         mounts.append({"type": "bind", "source": plan["cache"], "target": plan["cache"],
                        "read_only": False})
     return mounts
 
 
-def _needed(path: str, model: Dict[str, Any]) -> List[str]:
-    """Folders that the model lies in: a file of a hub's snapshot is a link out of its folder."""
-    folder = path if model["format"] == "safetensors" else posixpath.dirname(path)
+def _model_folders(model: Dict[str, Any]) -> List[str]:
+    """Where a model lies: under its path, and where links of its files lead out of that.
+
+    No folder is in another one of them.
+    """
+    found = [_needed(model["path"], model)]
+    for one in sorted({_whole_store(one) for one in model.get("folders") or []}):
+        # The root of a host is nobody's folder of models.
+        if one != "/" and not any(
+                one == other or one.startswith(other.rstrip("/") + "/") for other in found):
+            found.append(one)
+    return found
+
+
+def _whole_store(folder: str) -> str:
+    """Of one of the many folders of a hub's store of blobs, which it shares, the store."""
+    parent = posixpath.dirname(folder)
+    return parent if PART_OF_STORE.fullmatch(posixpath.basename(folder)) and (
+        posixpath.basename(parent) == "blobs") else folder
+
+
+def _needed(path: str, model: Dict[str, Any]) -> str:
+    """The folder of the model; a file of a hub's snapshot is a link out of its own."""
+    folder = posixpath.dirname(path) if model["format"] == "gguf" else path
     parts = folder.split("/")
     for at, part in enumerate(parts):
         # Any other folder may be called so too.
         if part == "snapshots" and parts[at - 1].startswith("models--"):
-            return ["/".join(parts[:at])]
-    # The root of a host is nobody's folder of models.
-    return [path if folder == "/" else folder]
+            return "/".join(parts[:at])
+    return path if folder == "/" else folder
 
 
 def _folders(plan: Plan) -> List[Dict[str, str]]:
     """Folders that are made before the container: it may write into its cache alone."""
-    if not plan["cache"]:
-        return []
-    owner, _, group = (plan["user"] or "0:0").partition(":")
-    return [{"path": plan["cache"], "owner": owner, "group": group or owner}]
+    found = []
+    if plan["model"].get("repo_id"):
+        # Its files may still be on their way, and what is not there cannot be mounted.
+        found.append({"path": _needed(plan["model"]["path"], plan["model"]),
+                      "owner": "", "group": ""})
+    if plan["cache"]:
+        owner, _, group = (plan["user"] or "0:0").partition(":")
+        found.append({"path": plan["cache"], "owner": owner, "group": group or owner})
+    return found
 
 
 def _limits(engine: Engine) -> List[str]:

@@ -34,7 +34,10 @@ DECIDED: Dict[str, Dict[str, str]] = {
         "--tensor-split": "gpus", "-ts": "gpus", "--main-gpu": "gpus", "-mg": "gpus",
         "--device": "gpus", "-dev": "gpus", "-hf": "model", "-hfr": "model",
         "--hf-repo": "model", "-mu": "model", "--model-url": "model", "-dr": "model",
-        "--docker-repo": "model",
+        "--docker-repo": "model", "-hff": "model", "--hf-file": "model",
+        # What is served asks no hub, not even for a part of a model.
+        "-hft": "", "--hf-token": "", "-hfd": "", "-hfrd": "", "--hf-repo-draft": "", "-hfv": "",
+        "-hfrv": "", "--hf-repo-v": "", "-mmu": "", "--mmproj-url": "",
     },
 }
 # Flags that memory depends on, and which of the settings they set.

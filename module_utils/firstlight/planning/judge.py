@@ -136,13 +136,6 @@ def _teardown(name: str, root: str) -> str:
 
 def _model(request: Request, models: Dict[str, Any]) -> List[Finding]:
     """The findings of ``model_info``, with the variable to change in them."""
-    if request["model_kind"] == "repo":
-        subject = "%s.model" % request["where"]
-        return [finding(
-            "endpoint-model-not-fetched", subject, "the repository id %s" % request["model"],
-            "`canary`, or the absolute path of a model that is on the host",
-            "%s: fetch the model and give its path (this release does not fetch; if a path was "
-            "meant, make it absolute)" % subject)]
     if request["model_kind"] != "path":
         return []
     return [

@@ -95,8 +95,8 @@ def deployment_plan(
 
     :param requests: as :func:`.requests.normalise` gives them.
     :param facts: ``gpu_host`` of ``gpu_facts``.
-    :param models: by path or repository, as ``model_info`` describes them. The canary needs no
-        reading.
+    :param models: by path, or by the request's place or the repository, as ``model_info``
+        describes them. The canary needs no reading.
     :param state: what ``endpoint_info`` returned.
     :param catalog: the rows of the catalogs by name, and ``environments: {lock name: digest}``.
     :param health: what :func:`.health.host_health` returned.
@@ -239,6 +239,10 @@ def _option(request: Request, host: Host, model: Plan, pool: Pool, others: Other
     if row["engine"] == "vllm" and pool.target.kind == "cpu" and "--enforce-eager" not in given:
         # Its compiler takes minutes there, and a compiler of C++ that an image may not have.
         added.append("--enforce-eager")
+    if model["custom_code"] and "--trust-remote-code" in row["flags"] and (
+            "--trust-remote-code" not in given):
+        # It was allowed by name, or its findings would have ended the run.
+        added.append("--trust-remote-code")
     if healing.value_of(learned, "eager") and "--enforce-eager" not in added + given:
         added.append("--enforce-eager")
     eager = row["engine"] != "vllm" or "--enforce-eager" in added + given
@@ -420,9 +424,10 @@ NOT_DECIDED = ("hash", "oracle", "packages", "memory", "beside", "trial", "start
 
 def plan_hash(plan: Plan) -> str:
     """The identity of a plan: a hash of its decisions. Facts and reasons are not part of it."""
-    return hashlib.sha256(json.dumps(
-        {key: value for key, value in plan.items() if key not in NOT_DECIDED},
-        sort_keys=True).encode()).hexdigest()
+    decided = {key: value for key, value in plan.items() if key not in NOT_DECIDED}
+    decided["model"] = {key: value for key, value in plan["model"].items()
+                        if key not in served.BESIDE}
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
 def _assemble(request: Request, host: Host, model: Plan, option: Option,

@@ -161,7 +161,7 @@ def _what_would_work(request: Request, facts: Dict[str, Any], state: Dict[str, A
     other = title(model)
     if other:
         ways.append("%s takes %s" % (" and ".join(words), other))
-    if model["format"] == "safetensors":
+    if model["format"] != "gguf":
         as_gguf = {**model, "format": "gguf"}
         row = _counterpart(request, catalog)
         named = ": %s in %s is one; the plan does not take it by itself" % (
@@ -186,7 +186,7 @@ def _counterpart(request: Request, catalog: Dict[str, Any]) -> Optional[Row]:
     name = posixpath.basename(request["model"].rstrip("/")).lower()
     for row in catalog["gguf_counterparts"]:
         repository = row["repository"].lower()
-        if request["model"].lower() == repository or (
+        if str(request["repo_id"]).lower() == repository or (
                 request["model_kind"] == "path" and name == posixpath.basename(repository)):
             return dict(row)
     return None

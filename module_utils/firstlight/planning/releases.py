@@ -19,7 +19,9 @@ Objection = Optional[Tuple[str, str]]
 """The key of the request that it concerns, and why; ``None`` where there is none."""
 
 # The engine whose own format it is comes first.
-NATIVE_ENGINE = {"gguf": "llama_cpp", "safetensors": "vllm"}
+NATIVE_ENGINE = {"gguf": "llama_cpp", "safetensors": "vllm", "pickle": "vllm"}
+# What reads safetensors reads these too; whether they may be read was asked before.
+READ_AS = {"pickle": "safetensors"}
 # What a config calls a type of plain weights, as the catalog of kernels does.
 PLAIN_METHODS = {"bf16": "bfloat16", "f16": "float16", "f32": "float16"}
 
@@ -80,6 +82,16 @@ def choose(request: Request, facts: Facts, state: Dict[str, Any], model: Model, 
             return Choice(row, kernel, env, [_why(request, row, model, target, facts)] + reasons)
         against.append((row, *objection))
     raise NoRelease(against)
+
+
+def may_run(request: Request, facts: Facts, row: Row, target: Target) -> bool:
+    """Whether a release is one that is asked for and runs on this target, whatever the model.
+
+    The Python of the host, which an engine of ours needs, is not looked at.
+    """
+    return not (_not_asked_for(request, row) or _wrong_kind(request, row, target)
+                or _wrong_machine(request, facts, {"python": {"version": "999"}}, row)
+                or _wrong_device(request, facts, row, target))
 
 
 def ranked(rows: Iterable[Row], model_format: str) -> List[Row]:
@@ -178,7 +190,7 @@ def _unasked_container(request: Request, row: Row, target: Target) -> Objection:
 
 
 def _unread(request: Request, row: Row, model: Model) -> Objection:
-    if model["format"] not in row["formats"]:
+    if READ_AS.get(model["format"], model["format"]) not in row["formats"]:
         return "model", "reads %s, not %s" % (" and ".join(row["formats"]), model["format"])
     if request["engine"] == "auto" and row["engine"] != NATIVE_ENGINE[model["format"]]:
         return "engine", "is taken for %s only where engine: %s asks for it" % (

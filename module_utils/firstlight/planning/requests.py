@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import posixpath
 import re
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 from ..findings import Finding, finding
-from . import way_in
+from . import file_address, way_in
 
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 Request = Dict[str, Any]
 """One endpoint as asked for: every key of :data:`DEFAULTS` but ``api_key``, which nothing that
-decides or reports ever holds, and ``where`` (for messages) and ``model_kind`` (``canary``, ``path``
-or ``repo``)."""
+decides or reports ever holds, and ``where`` (for messages), ``model_kind`` (``canary``, ``path``
+or ``repo``), and of a repository ``repo_id`` and ``quantisation``. Paths are those of the host: the
+map has been applied, and a ``file://`` address is a path."""
 
 VARIABLE = "inference_endpoints"
 ENGINES = ("auto", "vllm", "llama_cpp")
@@ -52,22 +54,36 @@ IMAGE = re.compile(
 VERSION = re.compile(r"auto|\d+(\.\d+)*([a-z0-9.+-]*)")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 # In a repository id neither part starts with a dot or a slash; in a path the first one does.
-REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+# The length and the rest of the rules are those of huggingface_hub (validate_repo_id).
+REPO_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
+REPO_ID_LENGTH = 96
+# As llama.cpp takes it after the repository's id: the part of a file's name that says it.
+QUANTISATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+COMMIT, SHORT_HASH = re.compile(r"[0-9a-fA-F]{40}"), re.compile(r"[0-9a-fA-F]{7,39}")
+# A branch or a tag, as git takes it (git-check-ref-format), in plain letters.
+REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,254}")
+MAP = "model_snapshot_path_map"
+# Keys that hold one path of the host each.
+PATHS = ("engine_python", "engine_binary", "tls_certificate", "tls_key")
+MODELS = "`canary`, a repository id (org/name, or org/name:Q8_0 for one quantisation of several " \
+    "GGUF files), or the absolute path of a model on the host"
 
 
-def normalise(asked: Any) -> Tuple[List[Request], List[Finding]]:
+def normalise(asked: Any, path_map: Any = None) -> Tuple[List[Request], List[Finding]]:
     """Judge ``inference_endpoints`` by itself, without a host.
 
     :param asked: the variable as the user wrote it.
+    :param path_map: prefixes of paths, each with what it is on the host (``/ceph: /fsx``). It is
+        applied once, here, to every path of an endpoint; the longest prefix that fits is taken.
     :returns: the requests that are whole enough to be looked at further, and everything that is
         wrong with the rest. Nothing is raised: bad input is what this is for.
     """
     if not isinstance(asked, (list, tuple)):
         return [], [_bad(VARIABLE, "not-a-list", _kind(asked), "a list of endpoints")]
     requests: List[Request] = []
-    findings: List[Finding] = []
+    prefixes, findings = _prefixes(path_map)
     for index, entry in enumerate(asked):
-        request, wrong = _one(index, entry)
+        request, wrong = _one(index, entry, prefixes)
         findings.extend(wrong)
         if request is not None:
             requests.append(request)
@@ -75,7 +91,62 @@ def normalise(asked: Any) -> Tuple[List[Request], List[Finding]]:
     return requests, findings
 
 
-def _one(index: int, entry: Any) -> Tuple[Any, List[Finding]]:
+def _prefixes(path_map: Any) -> Tuple[Dict[str, str], List[Finding]]:
+    """The map in one spelling, and what is wrong with it."""
+    if path_map is None:
+        return {}, []
+    if not isinstance(path_map, dict):
+        return {}, [finding("path-map-not-a-mapping", MAP, _kind(path_map),
+                            "a mapping of prefixes: {/ceph: /fsx}", "change " + MAP)]
+    prefixes, findings = {}, []
+    for prefix, place in path_map.items():
+        if all(isinstance(one, str) and one.startswith("/") and one.isprintable()
+               for one in (prefix, place)):
+            prefixes[_without_end(prefix)] = _without_end(place)
+        else:
+            findings.append(finding(
+                "path-map-bad-prefix", MAP, "%r: %r" % (prefix, place),
+                "two absolute paths, the one that is asked for and what it is on the host",
+                "change it in " + MAP))
+    return prefixes, findings
+
+
+def _without_end(path: str) -> str:
+    return path.rstrip("/") or "/"
+
+
+def mapped(path: str, prefixes: Dict[str, str]) -> str:
+    """A path of the host for one that is asked for.
+
+    :param prefixes: without a slash at the end. Only whole parts of a path fit, and the longest
+        prefix that fits is taken, once.
+    """
+    fitting = [one for one in prefixes if path == one or path.startswith(one.rstrip("/") + "/")]
+    if not fitting:
+        return path
+    prefix = max(fitting, key=len)
+    rest = path[len(prefix):].lstrip("/")
+    return posixpath.join(prefixes[prefix], rest) if rest else prefixes[prefix] + (
+        "/" if path.endswith("/") and prefixes[prefix] != "/" else "")
+
+
+def _on_the_host(request: Request, prefixes: Dict[str, str]) -> None:
+    """Apply the map to every path of an endpoint."""
+    for key in PATHS:
+        if isinstance(request[key], str):
+            request[key] = mapped(request[key], prefixes)
+    if request["model_kind"] == "path":
+        request["model"] = mapped(request["model"], prefixes)
+    if not isinstance(request["extra_args"], (list, tuple)):
+        return
+    # `--chat-template /ceph/x.jinja`, and the same in one word.
+    request["extra_args"] = [
+        one if not isinstance(one, str) else "=".join(
+            [*one.split("=", 1)[:-1], mapped(one.split("=", 1)[-1], prefixes)])
+        if one.startswith("-") else mapped(one, prefixes) for one in request["extra_args"]]
+
+
+def _one(index: int, entry: Any, prefixes: Dict[str, str]) -> Tuple[Any, List[Finding]]:
     where = "%s[%d]" % (VARIABLE, index)
     if not isinstance(entry, dict):
         return None, [_bad(where, "not-a-mapping", _kind(entry),
@@ -85,9 +156,10 @@ def _one(index: int, entry: Any) -> Tuple[Any, List[Finding]]:
         where += " (%s)" % name
     request = {key: entry.get(key, default) for key, default in DEFAULTS.items()}
     request["where"] = where
-    findings = _unknown_keys(where, entry)
-    for check in (_name, _model, _choices, _own_engine, _image, _port, _bind, _api_key, _tls,
-                  _engine_port, _numbers, _gpus, _extra_args, _later):
+    findings = _unknown_keys(where, entry) + _model(where, request)
+    _on_the_host(request, prefixes)
+    for check in (_name, _revision, _choices, _own_engine, _image, _port, _bind, _api_key, _tls,
+                  _engine_port, _numbers, _gpus, _extra_args):
         findings.extend(check(where, request))
     return request, findings
 
@@ -119,23 +191,85 @@ def _name(where: str, request: Request) -> List[Finding]:
 
 
 def _model(where: str, request: Request) -> List[Finding]:
+    where += ".model"
     model = request["model"]
-    request["model_kind"] = None
+    request.update(model_kind=None, repo_id=None, quantisation=None)
     if not isinstance(model, str) or not model.strip():
-        return [_bad(where + ".model", "missing-model", repr(model),
-                     "`canary`, or the absolute path of a model on the host")]
+        return [_bad(where, "missing-model", repr(model), MODELS)]
     if not model.isprintable():
-        return [_bad(where + ".model", "model-path-unprintable", repr(model),
+        return [_bad(where, "model-path-unprintable", repr(model),
                      "a path without line breaks and control characters")]
     if model == "canary":
         request["model_kind"] = "canary"
     elif model.startswith("/"):
         request["model_kind"] = "path"
-    elif REPO_ID.match(model) and not model.endswith(".gguf"):
-        request["model_kind"] = "repo"
+    elif file_address.is_one(model):
+        path, why_not = file_address.path(model)
+        if path is None:
+            return [_bad(where, "model-file-address", "%r: %s" % (model, why_not),
+                         "file:///path of a model on the host, or the path itself")]
+        request.update(model_kind="path", model=path)
     else:
-        return [_bad(where + ".model", "model-path-not-absolute", repr(model),
-                     "`canary`, or the absolute path of a model on the host")]
+        return _repository(where, request, model)
+    return []
+
+
+def _repository(where: str, request: Request, model: str) -> List[Finding]:
+    """A repository id, with the quantisation that is wanted of its GGUF files."""
+    repo_id, colon, quantisation = model.partition(":")
+    if not REPO_ID.fullmatch(repo_id) or repo_id.endswith(".gguf"):
+        name, at, revision = repo_id.partition("@")
+        return [_bad(
+            where, "model-path-not-absolute", repr(model), MODELS,
+            "%s: %s; revision: %s" % (where, name, revision)
+            if at and REPO_ID.fullmatch(name) else
+            "%s: make it absolute if it is a path. Engines take a path that does not exist for a "
+            "repository id, which is what their message `Repo id must be in the form 'repo_name' "
+            "or 'namespace/repo_name'` is about" % where)]
+    if len(repo_id) > REPO_ID_LENGTH or "--" in repo_id or ".." in repo_id or (
+            repo_id.endswith((".", "-", ".git"))):
+        return [_bad(where, "bad-repo-id", repr(repo_id),
+                     "at most %d characters, without -- and .., not ending in ., - or .git"
+                     % REPO_ID_LENGTH)]
+    if colon and not QUANTISATION.fullmatch(quantisation):
+        return [_bad(where, "bad-quantisation", repr(model),
+                     "after the colon the name of a quantisation, such as Q8_0 or UD-Q4_K_XL")]
+    request.update(model_kind="repo", repo_id=repo_id, quantisation=quantisation or None)
+    if quantisation and request["engine"] == "vllm":
+        return [_bad(where, "quantisation-unused", "%r with engine vllm" % model,
+                     "the id alone: a quantisation is chosen among GGUF files, which are "
+                     "llama.cpp's")]
+    return []
+
+
+def _revision(where: str, request: Request) -> List[Finding]:
+    """What of a repository: a branch, a tag or a commit. A short hash says too little."""
+    revision = request["revision"]
+    where += ".revision"
+    if revision is None:
+        return []
+    if request["model_kind"] in ("canary", "path"):
+        return [_bad(where, "revision-unused", repr(revision), "none: a revision belongs to a "
+                     "repository id, and %s is none" % (
+                         "the canary" if request["model_kind"] == "canary" else "a path"),
+                     remedy="%s: leave it out" % where)]
+    wanted = "a branch, a tag or a commit of 40 hexadecimal digits"
+    if not isinstance(revision, str):
+        return [_bad(where, "bad-revision", repr(revision) if isinstance(revision, (int, float))
+                     else _kind(revision), wanted + ", in quotes: YAML reads digits as a number")]
+    if COMMIT.fullmatch(revision):
+        request["revision"] = revision.lower()
+        return []
+    if SHORT_HASH.fullmatch(revision):
+        return [_bad(where, "revision-short-hash", "%r, %d of 40 hexadecimal digits"
+                     % (revision, len(revision)),
+                     wanted + ": hubs and their caches never complete a short hash, and say that "
+                     "there is no such revision",
+                     remedy="%s: give the whole hash (the repository's page has it under "
+                     "History), or a branch" % where)]
+    if not REVISION.fullmatch(revision) or ".." in revision or "//" in revision or (
+            revision.endswith(("/", ".", ".lock"))):
+        return [_bad(where, "bad-revision", repr(revision), wanted)]
     return []
 
 
@@ -364,16 +498,6 @@ def _extra_args(where: str, request: Request) -> List[Finding]:
                                  "a string without line breaks and control characters"))
     if not findings:
         request["extra_args"] = [str(one) for one in args]
-    return findings
-
-
-def _later(where: str, request: Request) -> List[Finding]:
-    """Keys that this release knows and cannot honour yet; silence would be a lie."""
-    findings = []
-    if request["revision"] is not None:
-        findings.append(_bad(
-            where + ".revision", "revision-unused", repr(request["revision"]),
-            "none: a revision belongs to a repository id, and this release does not fetch"))
     return findings
 
 

@@ -14,6 +14,13 @@ from .requests import Request
 
 Model = Dict[str, Any]
 
+# What hubs' caches put before the name of a repository.
+HUB_FOLDER = "models--"
+ORIGIN = ("repo_id", "revision", "commit")
+"""Where a model of a repository is from; ``None`` for others."""
+BESIDE = (*ORIGIN, "folders", "custom_code")
+"""Of a model what decides nothing by itself: path, name and fingerprint say what is served, the
+container's description where it lies, and a flag that its code is run."""
 # Memory cannot be reckoned without these.
 NEEDED = ("layers", "hidden", "heads", "kv_heads", "head_dim", "value_head_dim", "vocabulary",
           "attention_layers", "state_bytes_per_sequence")
@@ -25,17 +32,28 @@ NEEDED_OF_LATENTS = ("rope_head_dim",)
 def served(request: Request, models: Dict[str, Any], root: str) -> Model:
     """The model as a plan has it.
 
-    :param models: what ``model_info`` tells, by path, or a profile by repository id.
+    :param models: what ``model_info`` tells, by path; :func:`.snapshots.snapshot_models`, by the
+        request's place; or a profile, by repository id.
     :raises KeyError: for a model of which nothing is known.
     """
     if request["model_kind"] == "canary":
         return the_canary("safetensors" if request["engine"] == "vllm" else "gguf", root)
     path = request["model"]
+    if request["model_kind"] == "repo":
+        # A profile describes it by its id, and then it lies nowhere.
+        known = [one for one in (request["where"], path, request["repo_id"]) if one in models]
+        found = models[known[0] if known else path]
+        # Each endpoint is a server of its own: its name says no more than clients have to know,
+        # and nothing that another endpoint could change.
+        return _in_a_plan("repo", found["path"], request["repo_id"], found)
     found = models[path]
-    name = path if request["model_kind"] == "repo" else posixpath.basename(path.rstrip("/"))
+    name = posixpath.basename(path.rstrip("/"))
     if name.endswith(".gguf"):
         name = name[: -len(".gguf")]
-    return _in_a_plan(request["model_kind"], path, name, found)
+    elif name.startswith(HUB_FOLDER):
+        name = name[len(HUB_FOLDER):].replace("--", "/")
+    # What is asked for may be a way to say where it lies.
+    return _in_a_plan("path", found.get("path") or path, name, found)
 
 
 def the_canary(kind: str, root: str) -> Model:
@@ -62,6 +80,9 @@ def _in_a_plan(kind: str, path: str, name: str, found: Dict[str, Any]) -> Model:
         "chat_template": found["chat_template"],
         "tensors": found.get("tensors"),
         "geometry": found["geometry"],
+        **{key: found.get(key) for key in ORIGIN},
+        "folders": list(found.get("folders") or []),
+        "custom_code": list(found.get("custom_code") or []),
     }
 
 

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A site's script, sourced in a shell of its own, and what it exports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from typing import Dict, NamedTuple, Optional
+
+from .findings import Finding, finding
+from .planning.network import masked
+from .runner import run
+
+SECONDS = 15.0
+"""That it may take."""
+
+USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# What it prints is kept from what is read; a program that it starts does not keep this waiting.
+SOURCE = '. "$1" >"$2" 2>&1 </dev/null; code=$?; [ "$code" = 0 ] || exit "$code"; env -0'
+
+
+class Sourced(NamedTuple):
+    """``problem`` says why there are no variables."""
+
+    variables: Dict[str, str]
+    problem: Optional[Finding]
+
+
+def source(path: str, seconds: float = SECONDS) -> Sourced:
+    """Source a script and take what it exported; nothing of it stays in this process.
+
+    :param path: of the script.
+    :param seconds: after which it is ended, and so is all that it waits for.
+    """
+    if not os.path.isfile(path):
+        return Sourced({}, _problem("missing", path, "no such file", "a script to be sourced"))
+    shell = shutil.which("bash", path=USUAL_PATH) or "/bin/sh"
+    with tempfile.NamedTemporaryFile(prefix="firstlight-hook-") as said:
+        # An environment of its own: what it exports is told from what was there.
+        ran = run(["env", "-i", "PATH=" + USUAL_PATH, "HOME=" + os.path.expanduser("~"),
+                   shell, "-c", SOURCE, shell, path, said.name], timeout_s=seconds)
+        words = masked(said.read(2000).decode("utf-8", "replace")).strip()[-300:]
+    if ran.rc is None:
+        return Sourced({}, _problem("late", path, "it does not end (%s)" % ran.error,
+                                    "a script that only sets variables"))
+    if not ran.ok:
+        return Sourced({}, _problem("failed", path, "it ends with %d%s" % (
+            ran.rc, ": " + words if words else ""), "a script that ends with 0"))
+    if not ran.stdout:
+        return Sourced({}, _problem("failed", path, "it ends the shell that sources it (exit)%s" % (
+            ": " + words if words else ""), "a script to be sourced: return in the place of exit"))
+    pairs = (one.partition("=") for one in ran.stdout.split("\0") if "=" in one)
+    return Sourced({name: value for name, _, value in pairs}, None)
+
+
+def _problem(kind: str, path: str, found: str, wanted: str) -> Finding:
+    return finding("network-hook-" + kind, path, found, wanted,
+                   "mend %s, or change network_access_hook" % path)
