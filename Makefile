@@ -150,9 +150,13 @@ bench-gpu: $(DEV)/ready ## Time gpu_facts on a machine with NVIDIA GPUs
 	$(IN_DEV) python tests/bench/gpu_facts.py
 
 .PHONY: bench
-bench: $(DEV)/ready ## Time a look at 10 000 libraries, a log of 200 MB, plans of a fleet, and the demo
+bench: $(DEV)/ready ## Time reading, planning and fetching, and the demo
 	$(IN_DEV) python tests/bench/host_checks.py
 	$(IN_DEV) python tests/bench/engine_log.py
+	$(IN_DEV) python tests/bench/model_info.py
+	$(IN_DEV) python tests/bench/snapshot_verify.py
+	$(IN_DEV) python tests/bench/prefetch.py
+	$(IN_DEV) python tests/bench/fleet_prefetch.py
 	$(IN_DEV) python tests/bench/planning.py
 	$(IN_DEV) python tests/bench/demo.py
 

@@ -133,6 +133,18 @@ options:
     type: list
     elements: str
     default: []
+  tokenizer_classes:
+    description: Rows of C(catalog/tokenizer_classes.yml). Without them any tokenizer file will do.
+    type: list
+    elements: dict
+    default: []
+  model_types:
+    description:
+      - Rows of C(catalog/model_types.yml). Without them all code that a config names is taken for
+        needed.
+    type: list
+    elements: dict
+    default: []
   peers:
     description:
       - Other hosts that have snapshots, by the name in O(snapshots). They are asked in place of
@@ -401,6 +413,8 @@ def main():
             "verify": {"type": "str", "choices": ["fast", "full"], "default": "fast"},
             "allow_code": strings,
             "allow_pickle": strings,
+            "tokenizer_classes": {"type": "list", "elements": "dict", "default": []},
+            "model_types": {"type": "list", "elements": "dict", "default": []},
             "peers": {"type": "list", "elements": "dict", "default": [], "options": {
                 "name": {"type": "str", "required": True},
                 "url": {"type": "str", "required": True},
@@ -423,7 +437,8 @@ def main():
         settings = outline.Settings(
             root, params["cache"] or os.path.join(root, "models", "hub"),
             params["offline"] or os.environ.get("HF_HUB_OFFLINE", "").lower() in YES,
-            params["refresh"], not module.check_mode, max(1, params["workers"]))
+            params["refresh"], not module.check_mode, max(1, params["workers"]),
+            params["tokenizer_classes"], params["model_types"])
         result = _run(module, params, settings)
     except Busy as problem:
         module.fail_json(msg="%s. Run again when it has ended." % problem)

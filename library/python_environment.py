@@ -27,6 +27,12 @@ options:
     description: Texts of files to place in the environment's C(bin), by name.
     type: dict
     default: {}
+  network_root:
+    description:
+      - C(firstlight_root), under which the role network_access left how this host goes out; pip gets
+        it through its environment. Empty means that pip goes out by its own settings.
+    type: path
+    default: ""
   state:
     description: Whether it should be there.
     type: str
@@ -71,7 +77,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import paths, python_venv
+from ansible.module_utils.firstlight import network_settings, paths, python_venv
 from ansible.module_utils.firstlight.python_venv import MARKER
 from ansible.module_utils.firstlight.runner import run
 from ansible.module_utils.firstlight.transaction import Busy, Lock
@@ -147,8 +153,9 @@ def _install(module, path, lock):
     paths.write(file, lock.encode())
     _pip(module, path, ["install", "--quiet", "--no-input", "--require-hashes",
                         "--only-binary", ":all:", "--requirement", file],
-         "pip could not install %s. Check the way to the package index (PIP_INDEX_URL, proxy) "
-         "and the free space." % file)
+         "pip could not install %s. Check the way to the package index (roles/network_access: "
+         "network_access_pip_indexes, network_access_proxy, network_access_offline; or "
+         "PIP_INDEX_URL and proxies of whoever runs this) and the free space." % file)
     listed = _pip(module, path, ["list", "--format=json"], "pip cannot list %s." % path)
     there = {_normal(one["name"]) for one in json.loads(listed)}
     named = {_normal(name) for name in re.findall(r"^\w[\w.-]*", lock, re.MULTILINE)}
@@ -166,7 +173,9 @@ def _normal(name):
 def _pip(module, path, argv, advice):
     # Nothing the caller's shell happens to set may change where packages are put or looked for;
     # to pip, a variable that is empty is not set.
-    env = {"PIP_USER": "0", "PIP_TARGET": "", "PIP_PREFIX": "", "PIP_ROOT": ""}
+    root = module.params["network_root"]
+    env = {**(network_settings.read(root) if root else {}),
+           "PIP_USER": "0", "PIP_TARGET": "", "PIP_PREFIX": "", "PIP_ROOT": ""}
     return _must(module, [os.path.join(path, "bin", "python"), "-I", "-m", "pip",
                           "--disable-pip-version-check"] + argv, advice, env)
 
@@ -185,6 +194,7 @@ def main():
             "path": {"type": "path", "required": True},
             "lock": {"type": "str", "default": ""},
             "scripts": {"type": "dict", "default": {}},
+            "network_root": {"type": "path", "default": ""},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
         supports_check_mode=True,

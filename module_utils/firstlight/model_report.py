@@ -54,8 +54,7 @@ NO_TOKENIZER = ("transformers 5 makes one up that has a few entries, and the end
 
 def read(path: str, allow_code: bool = False, allow_pickle: bool = False,
          name: Optional[str] = None, tokenizer_classes: Iterable[Row] = (),
-         model_types: Iterable[Row] = (),
-         inside: Iterable[str] = ()) -> Tuple[Optional[Model], List[Finding]]:
+         model_types: Iterable[Row] = ()) -> Tuple[Optional[Model], List[Finding]]:
     """Read a model's configs and headers, never its weights.
 
     :param path: a GGUF file, or a directory with ``config.json`` and weights.
@@ -64,7 +63,6 @@ def read(path: str, allow_code: bool = False, allow_pickle: bool = False,
     :param name: what the person calls it (a repository id); ``path`` where it is ``None``.
     :param tokenizer_classes: rows of ``catalog/tokenizer_classes.yml``.
     :param model_types: rows of ``catalog/model_types.yml``: without them all code is needed.
-    :param inside: folders to which its links may lead, beside its own and its cache.
     :returns: the model, and everything that is wrong with it. The model is ``None`` where it
         cannot be told what it is, and it is told although it is refused for its code or pickles.
         It has the keys of :func:`.model_files.describe` and: ``resolved_path`` (without links in
@@ -75,8 +73,7 @@ def read(path: str, allow_code: bool = False, allow_pickle: bool = False,
     report = _Report(name or path)
     try:
         if os.path.isdir(path):
-            folder = _Folder(path, report, list(tokenizer_classes), list(model_types),
-                             [os.path.realpath(one) for one in inside])
+            folder = _Folder(path, report, list(tokenizer_classes), list(model_types))
             return folder.read(allow_code, allow_pickle), report.findings
         return _gguf(path, report), report.findings
     except FileNotFoundError as problem:
@@ -149,9 +146,8 @@ def _template(path: str, there: bool, report: _Report) -> None:
 class _Folder:
     """A model's directory."""
 
-    def __init__(self, path: str, report: _Report, classes: List[Row], types: List[Row],
-                 inside: List[str]) -> None:
-        self._path, self._report, self._inside = path, report, inside
+    def __init__(self, path: str, report: _Report, classes: List[Row], types: List[Row]) -> None:
+        self._path, self._report = path, report
         self._classes = {row["class"]: row for row in classes}
         self._types = {row["model_type"] for row in types}
         # Files that must not be opened, or that are no JSON.
@@ -213,7 +209,7 @@ class _Folder:
     def _links(self) -> None:
         """Names that are no plain files, and links that lead out of the model."""
         home = os.path.realpath(self._path)
-        around = [home, *self._inside]
+        around = [home]
         snapshots, commit = os.path.split(home)
         repository = os.path.dirname(snapshots)
         if os.path.basename(snapshots) == "snapshots" and commit and (

@@ -17,7 +17,7 @@ SECONDS = 15.0
 
 USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What it prints is kept from what is read; a program that it starts does not keep this waiting.
-SOURCE = '. "$1" >"$2" 2>&1 </dev/null; code=$?; [ "$code" = 0 ] || exit "$code"; env -0'
+SOURCE = '. "$1" >"$2" 2>&1 </dev/null; code=$?; [ "$code" = 0 ] || exit "$code"; "$3" -0'
 
 
 class Sourced(NamedTuple):
@@ -39,7 +39,9 @@ def source(path: str, seconds: float = SECONDS) -> Sourced:
     with tempfile.NamedTemporaryFile(prefix="firstlight-hook-") as said:
         # An environment of its own: what it exports is told from what was there.
         ran = run(["env", "-i", "PATH=" + USUAL_PATH, "HOME=" + os.path.expanduser("~"),
-                   shell, "-c", SOURCE, shell, path, said.name], timeout_s=seconds)
+                   shell, "-c", SOURCE, shell, path, said.name,
+                   # A hook may change where programs are found.
+                   shutil.which("env", path=USUAL_PATH) or "/usr/bin/env"], timeout_s=seconds)
         words = masked(said.read(2000).decode("utf-8", "replace")).strip()[-300:]
     if ran.rc is None:
         return Sourced({}, _problem("late", path, "it does not end (%s)" % ran.error,

@@ -58,13 +58,13 @@ class Fleet:
         path.chmod(0o755)
         return str(path)
 
-    def play(self, requests, *options, play=PLAY, extra=None, **variables):
+    def play(self, requests, *options, **variables):
         """Run the play; ``requests`` is for all, or by host. Gives what it printed and its rc."""
         inventory = {"all": {"hosts": {name: dict(
             about, model_snapshot_requests=requests[name] if isinstance(requests, dict)
             else requests) for name, about in self.hosts.items()}, "vars": variables}}
         (self.folder / "inventory.json").write_text(json.dumps(inventory))
-        (self.folder / "play.yml").write_text(json.dumps(play))
+        (self.folder / "play.yml").write_text(json.dumps(PLAY))
         env = {name: value for name, value in os.environ.items()
                if not name.startswith("HF_") and not name.lower().endswith("_proxy")}
         env.update(ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"),
@@ -72,14 +72,14 @@ class Fleet:
                    ANSIBLE_LIBRARY=str(REPOSITORY / "library"),
                    ANSIBLE_FILTER_PLUGINS=str(REPOSITORY / "filter_plugins"),
                    ANSIBLE_MODULE_UTILS=str(REPOSITORY / "module_utils"),
-                   ANSIBLE_HOME=str(self.folder / "home"),
-                   XDG_STATE_HOME=str(self.folder / "controller"), **(extra or {}))
+                   ANSIBLE_HOME=str(self.folder / "home"))
         done = subprocess.run(
             ["ansible-playbook", "--inventory", str(self.folder / "inventory.json"),
              str(self.folder / "play.yml"), *options],
             cwd=self.folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             timeout=250, check=False)
-        return done.returncode, done.stdout
+        # Long lines are folded where they are printed.
+        return done.returncode, " ".join(done.stdout.split())
 
     def told(self, name):
         """What a host's role said of its snapshots in the end."""

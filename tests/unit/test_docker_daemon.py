@@ -337,6 +337,21 @@ def test_needs_that_are_read_again_are_not_held_up_by_defaults(host, daemon):
     assert len(told["postponed"]) == 1
 
 
+def test_mirrors_of_ours_come_before_those_of_others_and_take_no_restart(host, daemon):
+    mine, theirs = ["https://one.example.org", "https://two.example.org"], "https://old.example.org"
+    host.docker.file.parent.mkdir(parents=True)
+    host.docker.file.write_text(json.dumps({"registry-mirrors": [theirs, mine[1] + "/"]}))
+    host.docker.run("one")
+    told = daemon(needs={"registry-mirrors": mine})
+    assert told["how"] == "reload"
+    assert settings(host) == {"registry-mirrors": [*mine, theirs]}
+    assert daemon(needs={"registry-mirrors": mine})["changed"] is False
+    # Those that are no longer needed may be others' by now.
+    assert daemon(needs={"registry-mirrors": mine[:1]})["changed"] is False
+    assert daemon(needs={"registry-mirrors": [theirs]})["changed"] is True
+    assert settings(host) == {"registry-mirrors": [theirs, *mine]}
+
+
 def test_needs_fail_where_a_restart_would_stop_containers(host, daemon):
     host.docker.run("one")
     told = daemon(needs=CDI)

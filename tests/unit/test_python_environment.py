@@ -192,6 +192,25 @@ def test_the_callers_environment_does_not_change_where_packages_go(
     assert [path.name for path in tmp_path.glob("PIP_*")] == []
 
 
+def test_pip_goes_out_as_the_host_does(environment, index, tmp_path, monkeypatch):
+    lock = index.add("first_light", "1.0")
+    # Not by the settings of whoever calls it: by those that the role left.
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
+    settings = tmp_path / "root" / "network" / "environment"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("PIP_NO_INDEX=1\n")
+    failed = environment.bring(lock, network_root=str(tmp_path / "root"))
+    assert "No matching distribution found" in failed["msg"]
+    assert "network_access_pip_indexes" in failed["msg"]
+    settings.write_text("PIP_NO_INDEX=1\nPIP_FIND_LINKS=%s\nPIP_TARGET=%s\n" % (
+        index.folder, tmp_path / "elsewhere"))
+    result = environment.bring(lock, network_root=str(tmp_path / "root"))
+    assert result.get("changed") is True, result
+    assert environment.version("first_light") == "1.0"
+    assert environment.bring(lock)["changed"] is False, "the way is no part of what is there"
+
+
 def test_a_path_that_cannot_be_written_is_named(environment):
     environment.path.parent.write_text("a file where the folder should be")
     failed = environment.bring("")

@@ -16,6 +16,9 @@ RELOADED = (
     "registry-mirrors", "runtimes", "shutdown-timeout")
 """Keys that a running daemon follows at SIGHUP. ``features`` is one of them, but CDI is not."""
 
+ADDED = ("registry-mirrors",)
+"""Lists in which ours come first and what is there of others stays."""
+
 SOURCE = "https://docs.docker.com/reference/cli/dockerd/#configuration-reload-behavior"
 
 # A key that is given on the command line too keeps the daemon from starting.
@@ -99,6 +102,8 @@ def _differences(now: Settings, wanted: Settings, needed: bool) -> List[Change]:
     found: List[Change] = []
     for key, value in wanted.items():
         there = now.get(key)
+        if key in ADDED and value is not None:
+            value = _added(there, value)
         if isinstance(value, dict) and (there is None or isinstance(there, dict)):
             found += [Change("%s.%s" % (key, inner), (there or {}).get(inner), one, needed)
                       for inner, one in value.items()
@@ -106,6 +111,15 @@ def _differences(now: Settings, wanted: Settings, needed: bool) -> List[Change]:
         elif value is not None and there != value:
             found.append(Change(key, there, value, needed))
     return found
+
+
+def _added(there: Any, ours: List[str]) -> List[str]:
+    """Addresses of ours before those that are there; a slash at the end makes no other one."""
+    before = [one for one in there if isinstance(one, str)] if isinstance(there, list) else []
+    mine = [one.rstrip("/") for one in ours]
+    after = [*ours, *(one for one in before if one.rstrip("/") not in mine)]
+    return before if [one.rstrip("/") for one in after] == [
+        one.rstrip("/") for one in before] else after
 
 
 def merge(now: Settings, wanted: List[Change]) -> Settings:

@@ -40,7 +40,10 @@ MAX_ARRAY = 2**26
 
 
 class Settings(NamedTuple):
-    """What holds for all snapshots of a run. ``keep`` is whether anything may be written."""
+    """What holds for all snapshots of a run. ``keep`` is whether anything may be written.
+
+    ``tokenizer_classes`` and ``model_types`` are as :func:`model_report.read` takes them.
+    """
 
     root: str
     cache: str
@@ -48,6 +51,8 @@ class Settings(NamedTuple):
     refresh: bool
     keep: bool
     workers: int
+    tokenizer_classes: Sequence[Dict[str, Any]] = ()
+    model_types: Sequence[Dict[str, Any]] = ()
 
 
 class Asked(NamedTuple):
@@ -300,7 +305,7 @@ def describe(found: Snapshot, origins: Origins, settings: Settings, temporary: s
         return
     final = path(settings.cache, manifest, chosen)
     if not found.missing:
-        model, wrong = _read(final, asked)
+        model, wrong = _read(final, asked, settings)
         found.damaged = model is None and not settings.offline and bool(wrong)
         if not found.damaged:
             found.findings += wrong
@@ -313,7 +318,7 @@ def describe(found: Snapshot, origins: Origins, settings: Settings, temporary: s
         folder = tempfile.mkdtemp(dir=temporary, prefix="outline-")
         try:
             _materialise(found, found.origin, folder, settings)
-            model, wrong = _read(path(folder, manifest, chosen), asked)
+            model, wrong = _read(path(folder, manifest, chosen), asked, settings)
             found.findings += _moved(wrong, folder, settings.cache)
             found.model = _final(_moved(model, folder, settings.cache), found, settings)
         finally:
@@ -325,9 +330,10 @@ def describe(found: Snapshot, origins: Origins, settings: Settings, temporary: s
         found.left_out = True
 
 
-def _read(where: str, asked: Asked) -> Tuple[Optional[Model], List[Finding]]:
-    return model_report.read(where, allow_code=asked.allow_code, allow_pickle=asked.allow_pickle,
-                             name=asked.repo_id)
+def _read(where: str, asked: Asked,
+          settings: Settings) -> Tuple[Optional[Model], List[Finding]]:
+    return model_report.read(where, asked.allow_code, asked.allow_pickle, asked.repo_id,
+                             settings.tokenizer_classes, settings.model_types)
 
 
 def _final(model: Optional[Model], found: Snapshot, settings: Settings) -> Optional[Model]:

@@ -213,9 +213,10 @@ class Source:
             "snapshot-hub-unreachable", self.name, said, "an answer about %s" % repo_id,
             "run again later, or set another one in `network_access_hub_endpoints`")
 
-    def _asked(self, ask: Callable[[], Any], repo_id: str, revision: str, what: str = "") -> Any:
+    def _asked(self, ask: Callable[[], Any], repo_id: str, revision: str, what: str = "",
+               tries: int = TRIES) -> Any:
         """An answer, asked for again where that may help."""
-        for attempt in range(1, TRIES + 1):
+        for attempt in range(1, tries + 1):
             try:
                 return ask()
             except Exception as error:
@@ -224,7 +225,7 @@ class Source:
                 status = _status(error)[0]
                 passing = (status in (408, 429) or status >= 500 if status
                            else isinstance(error, OSError) or _is_transport(error))
-                if not passing or attempt == TRIES:
+                if not passing or attempt == tries:
                     raise HubProblem(*self.problem(error, repo_id, revision, what)) from error
                 time.sleep(0.2 * 4 ** (attempt - 1))
         raise AssertionError  # every way out of the loop is taken
@@ -293,7 +294,7 @@ class HuggingFace(Source):
                 token=self._token or False, max_workers=workers, etag_timeout=TIMEOUT_S,
                 allow_patterns=[glob.escape(one) for one in files], library_name=USER_AGENT)
 
-        self._asked(ask, repo_id, commit)
+        self._asked(ask, repo_id, commit, tries=1)  # it tries again by itself
 
 
 class ModelScope(Source):
@@ -342,7 +343,7 @@ class ModelScope(Source):
         """Tell by which revision a commit that :meth:`resolve` once made up is asked for."""
         if manifest.commit == _listing_hash({"Type": "blob", "Path": one.path, "Sha256": one.sha256}
                                             for one in manifest.entries):
-            self._made_up[manifest.commit] = revision or ""
+            pass
 
     def wanted(self, repo_id: str, commit: str, entry: Entry, target: str) -> Wanted:
         """See :meth:`Source.wanted`."""
