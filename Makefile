@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # What a newcomer may set: make demo MODEL=/path/model.gguf PORT=8000 ROOT=/path PYTHON=python3.12
+# MODEL is a file, a folder, or a repository of a hub: org/name, org/name:Q8_0.
 PYTHON ?= python3
 MODEL ?= canary
 PORT ?= 8000
@@ -27,7 +28,7 @@ STATE_ROOT = PYTHONPATH=module_utils $(VENV)/bin/python -c \
   'import sys; from firstlight.paths import root; print(root(sys.argv[1]))' "$$ROOT"
 
 .PHONY: demo
-demo: ## Serve a proven endpoint on this machine (MODEL=/path/model.gguf PORT=8000 ROOT=/state)
+demo: ## Serve a proven endpoint on this machine (MODEL=/path/model.gguf or org/name PORT=8000 ROOT=/state)
 	@started=$$(date +%s%N); \
 	$(MAKE) --no-print-directory $(VENV)/ready || exit; \
 	controller=$$(( ($$(date +%s%N) - started) / 1000000 )); \

@@ -10,7 +10,7 @@ module: snapshot_server
 short_description: Let other hosts copy snapshots of models from this one
 description:
   - Serves the files of some snapshots of a Hugging Face cache to other hosts, over HTTP and as a
-    hub does, so that M(model_snapshot), huggingface_hub and C(hf download) can read from it.
+    hub does, so that C(model_snapshot), huggingface_hub and C(hf download) can read from it.
   - It serves these snapshots alone, read-only, at one address, to whoever sends O(secret).
   - It is a process of its own that ends by itself after O(limit_s), and sooner where nobody has
     asked for anything in O(idle_s). So it ends, too, when the controller does not come back.
@@ -31,7 +31,7 @@ options:
     default: ""
   snapshots:
     description:
-      - The snapshots to serve, as the key C(manifest) of what M(model_snapshot) returns has them.
+      - The snapshots to serve, as the key C(manifest) of what C(model_snapshot) returns has them.
       - A file that the cache lacks is listed and not served.
     type: list
     elements: dict

@@ -78,8 +78,7 @@ def observe(root, manager):
     return {
         "records": records + sorted(glob.glob(os.path.join(
             inside, "journal", "endpoint-*.run.json")) + glob.glob(os.path.join(
-                inside, "journal", "snapshots-*.run.json")) + glob.glob(os.path.join(
-                    inside, "models", "hub", "CACHEDIR.TAG"))),
+                inside, "journal", "snapshots-*.run.json")) + _tag(root)),
         "caches": _caches(root, records),
         "models": _models(root),
         "service": services.manager(manager, root).left_over(),
@@ -116,6 +115,13 @@ def _models(root):
         for path in glob.glob(os.path.join(glob.escape(folder), "models--*"))]
     found += glob.glob(os.path.join(glob.escape(root), "models", "verified", "models--*"))
     return sorted(path for path in found if os.path.isdir(path) and not os.path.islink(path))
+
+
+def _tag(root):
+    """The file by which programs for backups know our cache."""
+    cache = os.path.join(root, "models", "hub")
+    path = os.path.join(cache, "CACHEDIR.TAG")
+    return [path] if os.path.isfile(path) and not os.path.islink(cache) else []
 
 
 def left(found):

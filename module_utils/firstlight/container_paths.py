@@ -129,8 +129,8 @@ def _mounted(container: Container) -> List[Tuple[str, str]]:
 def _finding(container: Container, kind: str, said: str, path: str) -> Finding:
     mounts = ", ".join("%s as %s" % pair for pair in _mounted(container)) or "nothing"
     if kind == "container-path-unreadable":
-        remedy = ("let it be read: chmod o+r the files and o+x every folder above them (%s), or "
-                  "keep the model under firstlight_root" % os.path.dirname(path))
+        remedy = ("let it be read: chmod o+r %s (and the others), and o+x every folder above it"
+                  % os.path.realpath(path))
     else:
         remedy = ("name the model by the path at which its files lie on this host, or map the "
                   "prefix of %s to that with model_snapshot_path_map" % path)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import re
+import stat
 import tempfile
 import time
 from typing import Dict, List, Mapping, Optional, Sequence
@@ -44,15 +45,21 @@ class HostApt:
     def _lists(self, state: State) -> Dict[str, Item]:
         found: Dict[str, Item] = {}
         for path in [LIST, *(os.path.join(LISTS, name) for name in self._names())]:
-            item = self.files.there(path)
-            if item is not None and item.target:
-                with contextlib.suppress(OSError):
-                    item = Item(paths.read(os.path.realpath(self.files.at(path))) or b"")
+            item = self._followed(path)
             if item is not None:
                 found[path] = item
         for path, mine in self.put_here(state).items():
             found.setdefault(path, mine)
         return found
+
+    def _followed(self, path: str) -> Optional[Item]:
+        """A file, or what a link leads to; ``None`` where that is nothing that can be read."""
+        with contextlib.suppress(OSError):
+            where = os.path.realpath(self.files.at(path))
+            content = paths.read(where)
+            if content is not None:
+                return Item(content, stat.S_IMODE(os.stat(where).st_mode))
+        return None
 
     def _names(self) -> List[str]:
         """As apt takes them."""
@@ -76,7 +83,7 @@ class HostApt:
     def wanted(self) -> Apt:
         """What a mirror has to stand in for; without addresses where that is nothing."""
         release = dict(re.findall(
-            r"^([A-Z_]+)=(.*)$", _text(self.files.there("/etc/os-release")), re.MULTILINE))
+            r"^([A-Z_]+)=(.*)$", _text(self._followed("/etc/os-release")), re.MULTILINE))
         distribution, codename = (release.get(name, "").strip("\"' ")
                                   for name in ("ID", "VERSION_CODENAME"))
         uris = {}
@@ -86,7 +93,7 @@ class HostApt:
             plain: Optional[str] = uri
             if uri.startswith(apt_sources.LISTS):
                 file = "/" + uri[len(apt_sources.LISTS):].lstrip("/")
-                plain = apt_sources.first_of_list(_text(self.files.there(file)))
+                plain = apt_sources.first_of_list(_text(self._followed(file)))
             if plain and plain.startswith(("http://", "https://")):
                 uris[uri] = (plain, suites)
         return Apt(uris, distribution, codename,
@@ -130,7 +137,7 @@ class HostApt:
             text = _text(item)
             changed = apt_sources.with_others(path, text, others)
             found[self._copied(path)] = Item(target=path) if changed == text else Item(
-                changed.encode("utf-8", "surrogateescape"), item.mode or OPEN)
+                changed.encode("utf-8", "surrogateescape"), item.mode)
         return found
 
     def prove(self, uris: Sequence[str]) -> Optional[Finding]:

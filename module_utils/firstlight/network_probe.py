@@ -21,6 +21,7 @@ import urllib.parse
 import urllib.request
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from .findings import shown
 from .planning import apt_sources
 from .planning.network import Measured, without_login
 
@@ -78,6 +79,7 @@ class _Progress:
         self.deadline = time.monotonic() + wanted.seconds
         self.proven = False
         """Whether it is what it should be."""
+        self.answered = False
         self.serves: Dict[str, str] = {}
         self.at = ""
         self.first_byte_s: Optional[float] = None
@@ -95,7 +97,9 @@ class _Progress:
             return self.result
         if self.proven and self.bytes:
             return self._with_speed("slow", "not done within %g s" % self.wanted.seconds)
-        return Measured("dead", "no answer within %g s%s" % (self.wanted.seconds, self._where()))
+        return Measured("dead", "%s within %g s%s" % (
+            "it answers, and not enough of it came" if self.answered else "no answer",
+            self.wanted.seconds, self._where()))
 
     def well(self) -> Measured:
         return self._with_speed("ok", "")
@@ -174,6 +178,7 @@ def _open(progress: _Progress, url: str, **headers: str) -> _Answer:
         response, status = problem, problem.code
     except (OSError, ValueError, http.client.HTTPException) as problem:
         raise _Is("dead", _words(problem, progress)) from problem
+    progress.answered = True
     return _Answer(status, {**seen, **_lower(response.headers)}, response, asked)
 
 
@@ -406,7 +411,9 @@ def ask(candidates: Sequence[Tuple[str, str]], wanted: Wanted) -> List[Measured]
         running.append((progress, thread))
     for progress, thread in running:
         thread.join(max(0.0, progress.deadline - time.monotonic()) + 0.2)
-    return [progress.measured() for progress, _ in running]
+    # Parts of it are words of servers.
+    return [one._replace(why=shown(one.why)) for one in
+            (progress.measured() for progress, _ in running)]
 
 
 def _run(asked: Callable[[_Progress], Measured], progress: _Progress) -> None:

@@ -20,6 +20,7 @@ import time
 import urllib.request
 
 import checkout
+import hub
 import pytest
 
 from ansible.module_utils.firstlight import canary, processes
@@ -36,14 +37,17 @@ class Demo:
         self.root = folder / "a root"
         self.port = free_port()
 
-    def make(self, target, environment=(), **variables):
-        """Run a make target; returns what it printed, standard error included, and its status."""
+    def make(self, target, environment=(), before=(), **variables):
+        """Run a make target; returns what it printed, standard error included, and its status.
+
+        ``before`` are the words of a command that runs it.
+        """
         given = {"PORT": str(self.port), "ROOT": str(self.root), **variables}
         # An outer make must not reach in: it hands its own variables down.
         env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
         env.update(environment)
         done = subprocess.run(
-            ["make", target, *("%s=%s" % pair for pair in given.items())],
+            [*before, "make", target, *("%s=%s" % pair for pair in given.items())],
             cwd=self.clone, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             timeout=500, check=False)
         return done.returncode, done.stdout
@@ -251,6 +255,73 @@ def test_another_model_is_served_by_its_path_and_given_back(demo, tmp_path):
     assert status == 0, output
     assert demo.answers()[0] == "canary"
     assert recap(demo.make("demo")[1])["changed"] == 0
+
+
+FETCHED = "firstlight/canary-gguf"
+
+
+@pytest.fixture(scope="module")
+def own_hub(tmp_path_factory):
+    """A hub of this machine with repositories of the canary; it serves where it is entered."""
+    port = free_port()
+    repos = hub.canary_repos(tmp_path_factory.mktemp("hub"))
+    return lambda: hub.Hub(repos, port=port)
+
+
+def test_a_model_of_a_hub_is_fetched_once_and_served_from_here(demo, own_hub, remote_calls):
+    with own_hub() as there:
+        status, output = demo.make("demo", {"HF_ENDPOINT": there.url}, MODEL=FETCHED)
+        assert status == 0, output
+        assert demo.answers() == (FETCHED, canary.oracle()["completion"])
+        model = json.loads(demo.file("passport.json").read_text())["plan"]["model"]
+        assert (model["repo_id"], model["revision"]) == (FETCHED, "main")
+        assert model["commit"] == there.commit(FETCHED)
+        assert model["path"].startswith("%s/models/hub/" % demo.root)
+        asked = list(there.done())
+        # One file of several, and what is said of it.
+        assert {pathlib.Path(one.path).name for one in asked if "/resolve/" in one.path
+                and FETCHED in one.path} == {"LICENSE", "canary-Q4_K_M.gguf"}
+
+        before = demo.pids(), demo.file("passport.json").read_bytes()
+        status, output = demo.make(
+            "demo", {"HF_ENDPOINT": there.url,
+                     **remote_calls.environment(demo.clone / "ansible.cfg")}, MODEL=FETCHED)
+        assert status == 0, output
+        assert recap(output)["changed"] == 0
+        assert (demo.pids(), demo.file("passport.json").read_bytes()) == before
+        remote_calls.expect(role={
+            "deployment_plan": 2, "linker_cache": 1, "network_access": 1, "toolbelt": 1,
+            "host_health": 1, "model_snapshot": 1, "endpoint_smoke": 1})
+        assert there.done() == asked
+
+
+def test_what_was_fetched_is_served_without_a_way_out(demo, own_hub):
+    """In a network of its own, in which there is nobody else."""
+    alone = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+    if subprocess.run([*alone, "true"], stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("only root can cut the way out")
+    with own_hub() as there:
+        url = there.url
+    stop(demo)
+    status, output = demo.make("demo", {"HF_ENDPOINT": url}, before=alone, MODEL=FETCHED)
+    assert status == 0, output
+    assert "demo on localhost: proven" in output
+    [pid] = demo.pids()
+    assert os.readlink("/proc/%d/ns/net" % pid) != os.readlink("/proc/self/ns/net")
+    variables = pathlib.Path("/proc/%d/environ" % pid).read_bytes().split(b"\0")
+    assert not [one for one in variables if one.startswith(b"HF_")]
+    stop(demo)
+
+
+def stop(demo):
+    """End what serves and what keeps it, as a machine that goes down does."""
+    pids = [int((demo.root / "supervisor" / "supervisord.pid").read_text()), *demo.pids()]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while any(map(processes.is_alive, pids)):
+        assert time.monotonic() < deadline, "they did not end"
+        time.sleep(0.05)
 
 
 def test_a_directory_with_something_else_in_it_is_no_root(demo, tmp_path):

@@ -14,6 +14,7 @@ import pathlib
 import socket
 import socketserver
 import subprocess
+import sys
 import threading
 import time
 import urllib.parse
@@ -38,7 +39,7 @@ class Served:
     :param answer: given the handler, sends an answer.
     """
 
-    def __init__(self, answer, tls=None):
+    def __init__(self, answer, tls=None, port=0):
         self.requests = []
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -52,7 +53,7 @@ class Served:
             def log_message(self, *_):
                 pass
 
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", port), Handler)
         if tls:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
@@ -278,16 +279,31 @@ def key(folder):
     return public
 
 
-def main():
-    """Make a signed mirror: ``network_servers.py FOLDER CODENAME``, for hosts of a scenario."""
-    import sys
-    folder, codename = pathlib.Path(sys.argv[1]), sys.argv[2]
+PORTS = {"quick": 8101, "slow": 8102, "portal": 8103, "index": 8104, "mirror": 8105,
+         "registry": 8106, "proxy": 8107}
+LOGIN = "jo:hunter2"
+
+
+def make(folder, codename):
+    """Make a signed mirror of a release, and the key by which it is known."""
+    folder = pathlib.Path(folder)
     public = key(folder / ".keys")
-    mirror = Mirror(folder / codename, folder / ".keys", codename)
+    mirror = Mirror(folder / "mirror", folder / ".keys", codename)
     mirror.add("debian", codename).add("debian", codename + "-updates")
     mirror.add("debian-security", codename + "-security")
-    (folder / codename / "key.gpg").write_bytes(public.read_bytes())
+    (folder / "mirror" / "key.gpg").write_bytes(public.read_bytes())
+
+
+def serve(folder):
+    """All of them on the ports of :data:`PORTS`, until the end of this process."""
+    quick = "http://127.0.0.1:%d" % PORTS["quick"]
+    for name, answer in {
+            "quick": hub(), "slow": hub(pace_s=0.2), "portal": portal, "index": index(),
+            "mirror": files(folder), "registry": registry(),
+            "proxy": proxy({"hub.example.org": quick}, LOGIN)}.items():
+        Served(answer, port=PORTS[name])
+    threading.Event().wait()
 
 
 if __name__ == "__main__":
-    main()
+    {"make": make, "serve": serve}[sys.argv[1]](*sys.argv[2:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 
 import fleet_play
 import hub
@@ -157,3 +158,18 @@ def test_a_seed_that_is_no_host_of_the_run_is_refused(fleet, upstream):
     rc, printed = fleet(["one"], old=()).play([request()], model_snapshot_seed="nobody")
     assert rc != 0 and "model_snapshot_seed is nobody" in printed, printed
     assert upstream.done() == []
+
+
+def test_a_host_that_falls_out_takes_nobody_with_it(fleet, upstream):
+    made = fleet(["one", "two", "three"], old=())
+    with socket.create_server(("127.0.0.1", made.hosts["one"]["model_snapshot_peer_port"])):
+        rc, printed = made.play([request()])
+    assert rc != 0
+    assert "The port is held by" in printed and "model_snapshot_peer_port" in printed
+    assert re.search(r"one : ok=\d+ changed=\d+ unreachable=0 failed=1 ", printed), printed
+    assert [made.told(name)["snapshots"]["chat"]["verified"] for name in ("two", "three")] \
+        == ["fast"] * 2
+    # Another one fetched, as the first could not give what it had.
+    assert len([count for count in file_bytes(upstream)["model-00001-of-00002.safetensors"]
+                if count > 2**20]) == 2
+    assert made.serving() == []

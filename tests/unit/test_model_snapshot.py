@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.server
 import json
 import os
@@ -24,6 +25,7 @@ import pytest
 from supervised import until
 
 from ansible.module_utils.firstlight.snapshots import layout, server, sources, work
+from ansible.module_utils.firstlight.transaction import Lock
 
 MIB = 2**20
 CANARY, SHARDED, GGUF = ("firstlight/canary", "firstlight/canary-sharded",
@@ -385,9 +387,11 @@ def test_what_is_no_repository_is_told(host, repo_id):
 
 def test_a_trusted_hub_sees_the_token_and_no_other_host_does(host):
     host.hub.faults = {"*.safetensors": {"redirect": True}, "*/resolve/*": {"gated": "token"}}
+    assert host.run(CANARY, token=rig.TOKEN, state="outlined")["findings"] == []
     told = host.run(CANARY, token=rig.TOKEN)
     assert only(told)["present"] is True
     asked = host.asked()
+    assert [one.range for one in asked if one.host == "cdn"][0] == "bytes=0-262143"
     assert {one.authorization for one in asked if one.host == "hub"} == {"Bearer " + rig.TOKEN}
     assert {one.authorization for one in asked if one.host == "cdn"} == {""}
     assert rig.TOKEN not in json.dumps(told)
@@ -638,6 +642,39 @@ def test_whoever_serves_may_read_it_whatever_the_umask_was(run_module, hub):
         os.umask(before)
         end_work(root)
         shutil.rmtree(root)
+
+
+def test_a_cache_that_others_may_not_read_is_opened(host):
+    told = host.run(CANARY)
+    (host.cache / layout.name(CANARY) / "blobs").chmod(0o700)
+    host.blob(told, "config.json").chmod(0o600)
+    assert host.run(CANARY, state="outlined")["needed"] == ["canary"]
+    host.asked()
+    opened = host.run(CANARY)
+    assert (opened["changed"], opened["needed"]) == (True, [])
+    assert stat.S_IMODE(host.blob(told, "config.json").stat().st_mode) == 0o644
+    assert host.asked() == []
+
+
+def test_a_cache_that_cannot_be_opened_is_told_and_serves(host, monkeypatch):
+    def refuse(cache, repo_id, commit):
+        raise PermissionError(errno.EPERM, "Operation not permitted", cache)
+
+    monkeypatch.setattr(layout, "readable", refuse)
+    told = host.run(CANARY)
+    assert ids(told) == ["snapshot-unreadable"]
+    assert "chmod" in told["findings"][0]["remedy"]
+    assert only(told)["present"] is True
+
+
+def test_one_run_at_a_time_is_at_a_repository(host):
+    with Lock(str(host.root / "journal" / ("snapshot-%s.lock" % layout.name(CANARY))), wait_s=1):
+        told = host.run(CANARY, wait_s=0.0)
+        waits = until(lambda: (seen := host.run(CANARY, run=told["run"], wait_s=0.0))[
+            "progress"].get("text", "").startswith("waiting") and seen)
+        assert waits["finished"] is False
+        assert CANARY in waits["progress"]["text"]
+    assert only(host.run(CANARY, run=told["run"]))["present"] is True
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from ansible.module_utils.firstlight import network_settings, site_hook, transac
 REPOSITORY = pathlib.Path(__file__).parents[2]
 ENDPOINTS, HOOKS = (yaml.safe_load((REPOSITORY / "catalog" / name).read_text())
                     for name in ("network_endpoints.yml", "network_hooks.yml"))
-SECONDS = 2
+SECONDS = 4
 SECRET = "hunter2"
 OS_RELEASE = 'ID=debian\nVERSION_CODENAME=bookworm\n'
 SOURCES = """# The distribution's.
@@ -54,7 +54,9 @@ class Host:
     def __init__(self, folder, run_module):
         self.system, self.root, self._run = folder / "system", folder / "root", run_module
         (self.system / "etc").mkdir(parents=True)
-        self.write("/etc/os-release", OS_RELEASE)
+        # As distributions have it.
+        self.write("/usr/lib/os-release", OS_RELEASE)
+        self.path("/etc/os-release").symlink_to("../usr/lib/os-release")
 
     def path(self, name):
         return self.system / name.lstrip("/")
@@ -144,8 +146,8 @@ def test_the_quickest_hub_is_chosen_and_what_is_wrong_with_each_other_is_told(ho
     assert measured[quick.url]["first_byte_s"] < SECONDS
     said = reason(result)
     for words in ("%s: it takes no connection" % dead, "X-Repo-Commit", "text/html",
-                  "%s: no answer within 2 s" % silent, "HTTP 503", "not done within 2 s",
-                  "RepoNotFound", "MB/s"):
+                  "%s: no answer within %g s" % (silent, SECONDS), "HTTP 503", "RepoNotFound",
+                  "not done within %g s" % SECONDS, "MB/s"):
         assert words in said
     assert host.variables() == {"HF_ENDPOINT": quick.url, "HF_HUB_DISABLE_XET": "1"}
     assert result["environment"] == host.variables()
@@ -186,6 +188,26 @@ def test_modelscope_is_known_by_its_lists_and_no_hub_of_the_other_kind(host, net
     assert result["hub"] == {"kind": "modelscope", "url": scope.url, "trusted": False, "xet": False}
     assert verdicts(result) == {wall.url: "wrong", other.url: "wrong", scope.url: "ok"}
     assert host.variables() == {}, "no library of Hugging Face's can ask it"
+
+
+def test_one_that_answers_and_gives_nothing_is_told_from_one_that_is_silent(host, net):
+    def stuck(handler):
+        handler.send_response(206)
+        handler.send_header("X-Repo-Commit", rig.COMMIT)
+        handler.send_header("Content-Length", "100")
+        handler.end_headers()
+        handler.wfile.flush()
+        handler.rfile.read(1)
+    result = host.run(hub_endpoints=hubs(net.serve(stuck).url), probe_s=1)
+    assert "it answers, and not enough of it came within 1 s" in result["msg"]
+
+
+def test_words_of_a_server_move_no_cursor(host, net):
+    evil = net.serve(rig.status(404, X_Error_Code="\x1b[2JGone"))
+    good = net.serve(rig.hub())
+    result = host.run(hub_endpoints=hubs(good.url, evil.url))
+    assert "\\x1b[2JGone" in reason(result)
+    assert "\x1b" not in reason(result)
 
 
 def test_none_that_works_is_one_finding_that_lists_all_and_nothing_is_written(host, net):
@@ -249,7 +271,7 @@ def test_a_question_is_asked_once(host, net):
 
 
 def test_asked_at_each_run_the_same_choice_is_no_change(host, net):
-    one, two = net.serve(rig.hub()), net.serve(rig.hub())
+    one, two = net.serve(rig.hub()), net.serve(rig.hub(pace_s=0.2))
     first = host.run(hub_endpoints=hubs(one.url, two.url), probe="always")
     before = host.disk()
     again = host.run(hub_endpoints=hubs(one.url, two.url), probe="always")
@@ -306,7 +328,7 @@ def test_a_password_is_in_files_of_their_owner_alone(host, net, capfd):
     assert result["environment"]["http_proxy"] is None
     assert result["environment"]["PIP_INDEX_URL"] is None
     open_to_all = [path for path, one in host.disk().items()
-                   if SECRET.encode() in one[0] and one[1] != 0o600]
+                   if not isinstance(one, str) and SECRET.encode() in one[0] and one[1] != 0o600]
     assert open_to_all == []
     conf = host.path("/etc/apt/apt.conf.d/95firstlight-proxy")
     assert 'Acquire::http::Proxy "%s";' % proxy in conf.read_text()

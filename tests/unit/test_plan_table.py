@@ -16,6 +16,7 @@ from ansible.module_utils.firstlight import findings
 
 TABLE = firstlight.FilterModule().filters()["plan_table"]
 GIB = 2**30
+COMMIT = "c0ffee" + "0" * 34
 REFUSAL = findings.finding("plan-does-not-fit", "inference_endpoints[1] (big).model",
                            "140 GB of weights", "less", "serve a smaller model")
 
@@ -167,3 +168,12 @@ def test_no_text_of_a_host_moves_the_cursor(name, path, reason, card):
     assert all(one.isprintable() or one == "\n" for one in text)
     # A line break in a text makes no line.
     assert text.count("\n") == shown(plan(reasons=[reason])).count("\n")
+
+
+@pytest.mark.parametrize(("revision", "said"), [
+    ("main", "a/b (main, %s)" % COMMIT), (COMMIT, "a/b (%s)" % COMMIT)])
+def test_of_a_repository_the_commit_is_told(revision, said):
+    of = {"repo_id": "a/b", "revision": revision, "commit": COMMIT, "path": "/hub/x"}
+    told = TABLE({"endpoints": [plan(model=of)], "refusals": []}, made.host())
+    assert "chat: %s\n" % said in told
+    assert "/hub/x" not in told

@@ -436,6 +436,11 @@ def spoilt(draw):
     return found
 
 
+def test_an_empty_profile_is_told_what_it_needs():
+    found = profiles.plan_profile({}, CATALOG, [None])["findings"]
+    assert any("memory_gib" in one["subject"] for one in found), found
+
+
 @given(spoilt(), JSON)
 def test_any_profile_is_read_or_what_is_wrong_with_it_is_told(given_profile, asked):
     before = repr((given_profile, asked))

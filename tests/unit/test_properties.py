@@ -52,6 +52,7 @@ from ansible.module_utils.firstlight.planning import (
     library_path,
     library_repair,
     memory,
+    network,
     plan,
     prefetch,
     proof,
@@ -131,6 +132,10 @@ ARGUMENTS = {
     "health_with_checks": st.tuples(strategies.REPORTS, strategies.LIBRARY_CHECKS),
     "host_health": st.tuples(strategies.hosts(), st.just(strategies.HEALTH_CATALOG)),
     "image_findings": container_strategies.REFUSED,
+    "network_question": st.tuples(
+        st.dictionaries(st.sampled_from(sorted(network.OPTIONS)), strategies.JSON, max_size=4),
+        st.just([{"host": "hub.example.org", "kind": "modelscope", "trusted": True,
+                  "xet": False}])),
     "plan_profile": st.tuples(strategies.PROFILES, st.just(strategies.HEALTH_CATALOG),
                               st.none() | strategies.ASKED),
     "plan_table": strategies.situations().map(

@@ -77,6 +77,40 @@ def test_records_of_the_canary_go_with_what_was_compiled_for_it(clear, tmp_path)
     assert not (root / "cache").exists()
 
 
+def test_models_that_were_fetched_go_and_models_beside_them_stay(clear, tmp_path):
+    root, shared = tmp_path / "root", tmp_path / "shared"
+    repository = "models--firstlight--canary"
+    for folder in ("hub/%s/blobs", "hub/.locks/%s", "hub/quarantine/%s", "verified/%s"):
+        (root / "models" / (folder % repository)).mkdir(parents=True)
+    (root / "models/hub" / repository / "blobs" / "a").write_text("weights")
+    (root / "models/hub/CACHEDIR.TAG").write_text("Signature")
+    (root / "journal").mkdir()
+    (root / "journal/snapshots-0123.run.json").write_text("{}")
+    (shared / repository).mkdir(parents=True)
+    (root / "models/hub/models--linked").symlink_to(shared / repository)
+    told = clear(root, check=True)["removed"]
+    assert (root / "models/hub" / repository / "blobs" / "a").exists()
+    removed = clear(root)["removed"]
+    assert set(told) <= set(removed)
+    assert "folder %s" % (root / "models/hub" / repository) in removed
+    assert os.listdir(root / "models") == ["hub"]
+    assert os.listdir(root / "models/hub") == ["models--linked"]
+    assert (shared / repository).is_dir()
+    (root / "models/hub/models--linked").unlink()
+    clear(root)
+    assert not root.exists()
+
+
+def test_a_cache_that_is_a_link_is_somebody_elses(clear, tmp_path):
+    root, shared = tmp_path / "root", tmp_path / "shared"
+    (shared / "models--a--b").mkdir(parents=True)
+    (root / "models").mkdir(parents=True)
+    (root / "models/hub").symlink_to(shared)
+    (shared / "CACHEDIR.TAG").write_text("Signature")
+    clear(root)
+    assert sorted(os.listdir(shared)) == ["CACHEDIR.TAG", "models--a--b"]
+
+
 def test_foreign_folders_stay_even_when_they_are_empty(clear, tmp_path):
     skeleton(tmp_path)
     (tmp_path / "models" / "mine").mkdir()

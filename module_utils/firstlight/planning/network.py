@@ -483,7 +483,8 @@ def speed(one: Measured) -> str:
     """What was measured, in words; empty where nothing was."""
     words = []
     if one.bytes_per_s:
-        words.append("%.3g MB/s" % (one.bytes_per_s / 1e6))
+        rate = one.bytes_per_s / 1e6
+        words.append(("%.0f MB/s" if rate >= 100 else "%.3g MB/s") % rate)
     if one.first_byte_s is not None:
         words.append("first byte after %.3g s" % one.first_byte_s)
     return ", ".join(words)

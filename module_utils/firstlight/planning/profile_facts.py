@@ -49,7 +49,8 @@ def from_keys(made: Profile, given: Dict[Any, Any]) -> Optional[Facts]:
     memory = None
     if "memory_gib" in given:
         memory = made.amount("memory_gib", given["memory_gib"], MAX_MEMORY_GIB)
-    elif given:
+    elif not made.findings or given:
+        # What is no mapping was told already.
         made.bad("missing", "memory_gib", "nothing", "the RAM of the host in GiB")
     card, devices, unread = _devices(made, given)
     tegra = _jetson(made, given, card)

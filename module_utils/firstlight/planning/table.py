@@ -136,9 +136,17 @@ def _devices(plan: Plan, names: Dict[str, str]) -> str:
     return " + ".join("%d x %s" % (count, name) for name, count in counts.items()) or "CPU"
 
 
+def _model(model: Plan) -> str:
+    """What is served: a repository with its commit, or a path."""
+    if not model.get("commit"):
+        return str(model["path"])
+    revision = "" if model["revision"] == model["commit"] else "%s, " % model["revision"]
+    return "%s (%s%s)" % (model["repo_id"], revision, model["commit"])
+
+
 def _details(plan: Plan, names: Dict[str, str]) -> str:
     """An endpoint's devices and the reasons for what was decided."""
-    lines = ["%s: %s" % (shown(plan["name"]), shown(plan["model"]["path"]))]
+    lines = ["%s: %s" % (shown(plan["name"]), shown(_model(plan["model"])))]
     lines += ["  %s  %s" % (shown(one), shown(names.get(one, "unknown"))) for one in plan["gpus"]]
     for text in _ways(plan):
         lines += _wrapped(text, "  ")

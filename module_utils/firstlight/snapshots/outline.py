@@ -137,6 +137,8 @@ class Snapshot:
         self.missing: List[Entry] = []
         self.unverified: List[Entry] = []
         self.damaged = False
+        self.closed = False
+        """Whether there is a file that not every user may read."""
         self.model: Optional[Model] = None
         self.origin: Optional[sources.Source] = None
         self.left_out = False
@@ -277,6 +279,7 @@ def _choose(found: Snapshot, origins: Origins, settings: Settings) -> None:
     found.unverified = verify.unknown(
         cache, record(settings.root, asked.repo_id, manifest.commit), manifest,
         found.chosen.entries)
+    found.closed = _is_closed(cache, manifest, found.chosen.entries)
     if found.missing and settings.offline:
         raise sources.HubProblem(finding(
             "snapshot-offline-missing", asked.repo_id,
@@ -287,6 +290,17 @@ def _choose(found: Snapshot, origins: Origins, settings: Settings) -> None:
             " (playbooks/prefetch.yml)"))
     if found.missing:
         found.origin = origins.of(asked, manifest)
+
+
+def _is_closed(cache: str, manifest: Manifest, entries: Sequence[Entry]) -> bool:
+    view = layout.View(cache, manifest.repo_id, manifest.commit)
+    repository = layout.folder(cache, manifest.repo_id)
+    folders = [cache, repository, layout.snapshot(cache, manifest.repo_id, manifest.commit),
+               *(os.path.join(repository, one) for one in ("blobs", "snapshots"))]
+    modes = [(os.stat(one).st_mode, 0o555) for one in folders if os.path.isdir(one)]
+    modes += [(status.st_mode, 0o444) for status in (view.find(one).status for one in entries)
+              if status is not None]
+    return any(mode & wanted != wanted for mode, wanted in modes)
 
 
 def _named(entries: Sequence[Entry]) -> str:

@@ -23,9 +23,9 @@ not against the real one.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -288,11 +288,22 @@ class HuggingFace(Source):
 
         :raises HubProblem: when one cannot be had.
         """
+        def one(path: str) -> None:
+            self.library.hf_hub_download(
+                repo_id, path, revision=commit, cache_dir=cache, endpoint=self.url,
+                token=self._token or False, etag_timeout=TIMEOUT_S, library_name=USER_AGENT)
+
         def ask() -> None:
-            self.library.snapshot_download(
-                repo_id, revision=commit, cache_dir=cache, endpoint=self.url,
-                token=self._token or False, max_workers=workers, etag_timeout=TIMEOUT_S,
-                allow_patterns=[glob.escape(one) for one in files], library_name=USER_AGENT)
+            # Not its snapshot_download, which tries each of these as a pattern on each file.
+            pool = concurrent.futures.ThreadPoolExecutor(workers)
+            asked = [pool.submit(one, path) for path in files]
+            try:
+                for future in concurrent.futures.as_completed(asked):
+                    future.result()
+            finally:
+                for future in asked:
+                    future.cancel()
+                pool.shutdown()
 
         self._asked(ask, repo_id, commit, tries=1)  # it tries again by itself
 
@@ -343,7 +354,7 @@ class ModelScope(Source):
         """Tell by which revision a commit that :meth:`resolve` once made up is asked for."""
         if manifest.commit == _listing_hash({"Type": "blob", "Path": one.path, "Sha256": one.sha256}
                                             for one in manifest.entries):
-            pass
+            self._made_up[manifest.commit] = revision or ""
 
     def wanted(self, repo_id: str, commit: str, entry: Entry, target: str) -> Wanted:
         """See :meth:`Source.wanted`."""
@@ -492,7 +503,7 @@ def library(xet: bool = False) -> Any:
     try:
         import huggingface_hub
         # Its names are loaded on their first use.
-        for name in ("HfApi", "hf_hub_url", "get_hf_file_metadata", "snapshot_download"):
+        for name in ("HfApi", "hf_hub_url", "get_hf_file_metadata", "hf_hub_download"):
             getattr(huggingface_hub, name)
     except Exception as problem:  # one for a newer Python fails in any way at all
         raise NoLibrary("%s: %s" % (type(problem).__name__, problem)) from problem

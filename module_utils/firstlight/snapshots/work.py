@@ -48,7 +48,8 @@ class Job(NamedTuple):
     """One commit of one repository, for all endpoints that need files of it.
 
     ``missing`` are not there, ``unverified`` were not hashed as they are now; ``full`` has all of
-    them read. ``reach`` gives the source of what is to be fetched, ``kind`` is its kind.
+    them read; ``closed`` has some that not every user may read. ``reach`` gives the source of what
+    is to be fetched, ``kind`` is its kind.
     """
 
     manifest: Manifest
@@ -56,6 +57,7 @@ class Job(NamedTuple):
     missing: Tuple[Entry, ...]
     unverified: Tuple[Entry, ...]
     full: bool
+    closed: bool
     kind: str
     reach: Callable[[], sources.Source]
 
@@ -72,14 +74,15 @@ def jobs(snapshots: Sequence[Snapshot], origins: Origins, full: bool) -> List[Jo
             continue
         key = (one.manifest.repo_id, one.manifest.commit)
         before = made.get(key) or Job(
-            one.manifest, (), (), (), full, origins.kind_of(one.asked),
+            one.manifest, (), (), (), full, False, origins.kind_of(one.asked),
             functools.partial(origins.of, one.asked, one.manifest))
         made[key] = before._replace(
             entries=_joined(before.entries, one.chosen.entries),
             missing=_joined(before.missing, one.missing),
             unverified=_joined(before.unverified, one.unverified),
-            full=before.full or one.damaged)
-    return [one for one in made.values() if one.full or one.missing or one.unverified]
+            full=before.full or one.damaged, closed=before.closed or one.closed)
+    return [one for one in made.values()
+            if one.full or one.missing or one.unverified or one.closed]
 
 
 def _joined(first: Sequence[Entry], second: Sequence[Entry]) -> Tuple[Entry, ...]:
@@ -226,8 +229,20 @@ class _Bringing:
             if missing:
                 self._fetch(missing)
             self._verify({entry.path for entry in missing})
+            self._open()
+
+    def _open(self) -> None:
+        """Let every user read it: an engine runs as another one."""
+        try:
             self.changed = bool(layout.readable(
                 self._cache, self._repo_id, self._commit)) or self.changed
+        except PermissionError as problem:
+            # Of a cache that belongs to others; whoever serves may be among them.
+            self.findings.append(finding(
+                "snapshot-unreadable", self._repo_id, "%s: %s" % (
+                    problem.filename, problem.strerror),
+                "files that every user may read, as the engine's may be another one",
+                "let the owner of %s run chmod -R a+rX on it" % self._cache, severity="warning"))
 
     @contextlib.contextmanager
     def _alone(self, path: str) -> Iterator[None]:
