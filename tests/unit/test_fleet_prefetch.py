@@ -114,7 +114,7 @@ def test_a_host_that_has_it_gives_it_and_the_secret_is_in_no_output(fleet, upstr
     assert "VALUE_SPECIFIED_IN_NO_LOG" in printed
     for name in made.names:
         left = os.listdir(made.folder / name / "journal")
-        assert not [one for one in left if one.startswith("snapshot-server")], left
+        assert not [one for one in left if one.startswith("snapshots-server")], left
 
 
 def test_hosts_that_want_different_files_get_their_own(fleet, upstream):

@@ -136,7 +136,7 @@ def fetched(scope):
 
 
 def test_a_model_comes_from_modelscope_and_stays(run, scope, monkeypatch):
-    monkeypatch.setattr(sources, "library", lambda xet=False: pytest.fail("not needed"))
+    monkeypatch.setattr(sources, "library", lambda: pytest.fail("not needed"))
     before = run("outlined", token="ms-token")
     assert before["findings"] == []
     told = run(token="ms-token")

@@ -396,8 +396,11 @@ def is_own(address: str) -> bool:
 
 
 def file_of(root: str) -> str:
-    """Where the server of a root is written down; the secret is not in it."""
-    return os.path.join(root, "journal", "snapshot-server.run.json")
+    """Where the server of a root is written down; the secret is not in it.
+
+    A teardown clears away what has such a name, if a server that ended by itself left it.
+    """
+    return os.path.join(root, "journal", "snapshots-server.run.json")
 
 
 def question(shelf: Shelf, address: str, port: int, secret: str) -> str:

@@ -6,7 +6,10 @@ it refuses is a finding that says which repository, where, and what to change; a
 query of an address, which may hold a signature, are never in it.
 
 Hugging Face's hub is asked by huggingface_hub, which is imported here and nowhere else, and only
-when it is needed. Its constants are read then: :func:`environment` comes first.
+when it is needed. Its constants are read then: :func:`environment` comes first. It resolves, lists,
+checks access and tells what is wrong; the contents are fetched by :mod:`.fetch` into the
+cache that the library reads. Its own downloads (2.4) begin a file anew in each process, take any
+content of the right size, and ask twice for each file.
 
 ModelScope has no library that we could take along (its own brings its own cache), so its HTTP
 interface is used directly. It was read, in November 2026, in the code of its client (modelscope,
@@ -23,7 +26,6 @@ not against the real one.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import errno
 import hashlib
@@ -35,7 +37,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ansible.module_utils.firstlight.findings import Finding, finding
 from ansible.module_utils.firstlight.snapshots import entries as checks
@@ -234,15 +236,14 @@ class Source:
 class HuggingFace(Source):
     """A hub that huggingface_hub can talk to.
 
-    :param xet: whether its large files may be asked for in Xet's way.
     :raises NoLibrary: when the library is not there.
     """
 
     kind = "huggingface"
 
-    def __init__(self, url: str, token: Optional[str], xet: bool = False) -> None:
+    def __init__(self, url: str, token: Optional[str]) -> None:
         super().__init__(url, token)
-        self.library = library(xet)
+        self.library = library()
         # False, not None: the token of whoever is logged in on the host is not ours to show.
         self._api = self.library.HfApi(endpoint=self.url, token=self._token or False,
                                        library_name=USER_AGENT)
@@ -280,32 +281,6 @@ class HuggingFace(Source):
             url, token=self._token or False, timeout=TIMEOUT_S), repo_id, commit, entry.path)
         if not found.commit_hash:
             raise HubProblem(self.not_a_hub(repo_id, "no header X-Repo-Commit in its answer"))
-
-
-    def snapshot(self, cache: str, repo_id: str, commit: str, files: Sequence[str],
-                 workers: int) -> None:
-        """Have the library fetch files of a commit, each with its path, and go on where it can.
-
-        :raises HubProblem: when one cannot be had.
-        """
-        def one(path: str) -> None:
-            self.library.hf_hub_download(
-                repo_id, path, revision=commit, cache_dir=cache, endpoint=self.url,
-                token=self._token or False, etag_timeout=TIMEOUT_S, library_name=USER_AGENT)
-
-        def ask() -> None:
-            # Not its snapshot_download, which tries each of these as a pattern on each file.
-            pool = concurrent.futures.ThreadPoolExecutor(workers)
-            asked = [pool.submit(one, path) for path in files]
-            try:
-                for future in concurrent.futures.as_completed(asked):
-                    future.result()
-            finally:
-                for future in asked:
-                    future.cancel()
-                pool.shutdown()
-
-        self._asked(ask, repo_id, commit, tries=1)  # it tries again by itself
 
 
 class ModelScope(Source):
@@ -430,14 +405,14 @@ class Peer(Source):
 def source(hub: Mapping[str, Any], token: Optional[str] = None) -> Source:
     """The source that a hub is.
 
-    :param hub: ``{kind: huggingface|modelscope, url, trusted, xet}``. The token is for a trusted
+    :param hub: ``{kind: huggingface|modelscope, url, trusted}``. The token is for a trusted
         one alone.
     :raises NoLibrary: when the library that it needs is not there.
     """
     url, shows = str(hub["url"]), token if hub.get("trusted") else None
     withheld = bool(token) and not shows
     made = (ModelScope(url, shows) if hub.get("kind") == "modelscope"
-            else HuggingFace(url, shows, bool(hub.get("xet"))))
+            else HuggingFace(url, shows))
     if withheld:
         made.findings.append(finding(
             "snapshot-token-withheld", made.name, "a token, and an endpoint that is not trusted",
@@ -480,30 +455,29 @@ def no_library(repo_id: str, problem: Exception, may_wait: bool = False) -> Find
         " (playbooks/prefetch.yml)", severity="warning" if may_wait else "error")
 
 
-def environment(xet: bool = False) -> None:
+def environment() -> None:
     """Set what huggingface_hub reads when it is imported."""
     os.environ.update(
         HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1",
         HF_HUB_DISABLE_IMPLICIT_TOKEN="1", HF_HUB_DISABLE_UPDATE_CHECK="1",
-        HF_HUB_DISABLE_SYMLINKS_WARNING="1", HF_HUB_ETAG_TIMEOUT=str(TIMEOUT_S))
-    if not xet:
-        os.environ["HF_HUB_DISABLE_XET"] = "1"
+        HF_HUB_DISABLE_SYMLINKS_WARNING="1", HF_HUB_ETAG_TIMEOUT=str(TIMEOUT_S),
+        HF_HUB_DISABLE_XET="1")
     # Whether to go out is this module's option; these come from a shell for interactive use.
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DEBUG"):
         os.environ.pop(name, None)
 
 
-def library(xet: bool = False) -> Any:
+def library() -> Any:
     """huggingface_hub.
 
     :raises NoLibrary: when it is not there or cannot be used.
     """
     if LIBRARY not in sys.modules:
-        environment(xet)
+        environment()
     try:
         import huggingface_hub
         # Its names are loaded on their first use.
-        for name in ("HfApi", "hf_hub_url", "get_hf_file_metadata", "hf_hub_download"):
+        for name in ("HfApi", "hf_hub_url", "get_hf_file_metadata"):
             getattr(huggingface_hub, name)
     except Exception as problem:  # one for a newer Python fails in any way at all
         raise NoLibrary("%s: %s" % (type(problem).__name__, problem)) from problem

@@ -36,8 +36,6 @@ from ansible.module_utils.firstlight.transaction import Busy, Lock
 Told = Dict[str, Any]
 Report = Callable[[Told], None]
 
-LARGE = 16 * 2**20
-"""Bytes from which on a file is worth going on with, and not for the library."""
 SPARE = 64 * 2**20
 """Bytes of a file system that are left to others."""
 TELL_S = 0.5
@@ -277,32 +275,10 @@ class _Bringing:
     def _fetch(self, missing: Sequence[Entry]) -> None:
         origin = self._origin()
         self.came_from = origin.name
-        if isinstance(origin, sources.HuggingFace):
-            small = [entry for entry in missing if entry.size < LARGE]
-            large = [entry for entry in missing if entry.size >= LARGE]
-        else:
-            small, large = [], list(missing)
+        # Whether files may be had at all is said in the hub's own words.
+        origin.check(self._repo_id, self._commit, missing[0])
         self.changed = True
-        if not (small and large):
-            self._by_library(origin, small)
-            self._by_range(origin, large)
-            return
-        failed: List[BaseException] = []
-
-        def beside() -> None:
-            try:
-                self._by_library(origin, small)
-            except BaseException as problem:  # raised by who waits for it
-                failed.append(problem)
-
-        thread = threading.Thread(target=beside, daemon=True)
-        thread.start()
-        try:
-            self._by_range(origin, large)
-        finally:
-            thread.join()
-        if failed:
-            raise failed[0]
+        self._by_range(origin, missing)
 
     def _origin(self) -> sources.Source:
         if self._settings.offline:
@@ -311,12 +287,6 @@ class _Bringing:
                 "files went away while they were looked at, and this host is offline",
                 "all files of commit %s" % self._commit, "run again"))
         return self._job.reach()
-
-    def _by_library(self, origin: sources.Source, small: Sequence[Entry]) -> None:
-        if small:
-            assert isinstance(origin, sources.HuggingFace)
-            origin.snapshot(self._cache, self._repo_id, self._commit,
-                            [entry.path for entry in small], self._settings.workers)
 
     def _by_range(self, origin: sources.Source, entries: Sequence[Entry]) -> None:
         """Fetch files, and give each its path once all are there."""
@@ -391,13 +361,8 @@ class _Progress:
         wanted = {(one.manifest.repo_id, entry.blob): (one, entry)
                   for one in todo for entry in one.missing}
         self._total = sum(entry.size for _, entry in wanted.values())
-        self._came = 0
-        self._small: Dict[str, int] = {}
-        for one, entry in wanted.values():
-            if one.kind == sources.HuggingFace.kind and entry.size < LARGE:
-                self._small[layout.blob(cache, one.manifest.repo_id, entry)] = entry.size
-            else:
-                self._came += min(entry.size, _begun(cache, one, entry))
+        self._came = sum(min(entry.size, _begun(cache, one, entry))
+                         for one, entry in wanted.values())
         self._to_read = sum(entry.size for one in todo for entry in (
             one.entries if one.full else one.unverified) if entry not in one.missing)
         self._was_read = 0
@@ -442,10 +407,6 @@ class _Progress:
 
     def now(self) -> Told:
         """The progress as callback_plugins/progress.py shows it."""
-        for path in list(self._small):
-            with contextlib.suppress(OSError):
-                os.stat(path)
-                self.came(self._small.pop(path))
         with self._lock:
             fetching = self._came < self._total
             done, total = ((self._came, self._total) if fetching or not self._to_read
