@@ -224,8 +224,12 @@ class Mirror:
         self.folder, self.keys = pathlib.Path(folder), keys
         self.codename, self.distribution = codename, distribution
 
-    def add(self, path, suite, package="dear", size=2**16):
-        """A suite at a path, e.g. ``debian`` and ``bookworm``, with one package in it."""
+    def add(self, path, suite, package="", size=2**16):
+        """A suite at a path, e.g. ``debian`` and ``bookworm``, with one package of its own in it.
+
+        :param package: its name; ``dear`` in the release itself where none is said.
+        """
+        package = package or "dear" + suite[len(self.codename):]
         there = self.folder / path
         pool = there / "pool" / ("%s_1.0_all.deb" % package)
         pool.parent.mkdir(parents=True, exist_ok=True)

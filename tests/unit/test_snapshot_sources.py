@@ -15,6 +15,7 @@ import os
 import pathlib
 import threading
 import urllib.parse
+import urllib.request
 
 import model_snapshot
 import pytest
@@ -228,3 +229,13 @@ def test_a_library_that_cannot_be_imported_is_no_library(monkeypatch, tmp_path):
         monkeypatch.delitem(sources.sys.modules, "huggingface_hub")
     with pytest.raises(sources.NoLibrary, match="SyntaxError"):
         sources.library()
+
+
+def test_another_host_of_the_fleet_is_not_asked_by_a_proxy(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://192.0.2.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    sources.peer({"url": "http://192.0.2.7:8473", "secret": "s", "manifest": {
+        "repo_id": "org/name", "commit": "a" * 40, "entries": []}})
+    assert urllib.request.proxy_bypass("192.0.2.7")
+    assert urllib.request.proxy_bypass("example.org")
+    assert not urllib.request.proxy_bypass("192.0.2.8")

@@ -384,6 +384,10 @@ class Peer(Source):
     def __init__(self, url: str, secret: Optional[str], manifest: Manifest) -> None:
         super().__init__(url, secret)
         self._manifest = manifest
+        around = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        host = urllib.parse.urlsplit(url).hostname or ""
+        # A proxy leads out, and this is inside.
+        os.environ["no_proxy"] = ",".join(filter(None, (around, host)))
 
     def resolve(self, repo_id: str, revision: Optional[str]) -> str:
         """The commit that this host has."""

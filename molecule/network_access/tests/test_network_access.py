@@ -36,12 +36,12 @@ def test_apt_takes_a_package_from_the_mirror_and_leaves_the_lists_of_others(host
     updated = host.run("apt-get update")
     # What others' lists name does not answer, before as after.
     assert "127.0.0.1:8105/debian" in updated.stdout
-    assert "Failed to fetch http://127.0.0.1:9/linux/debian" in updated.stderr
+    assert "Failed to fetch http://127.0.0.2:9/linux/debian" in updated.stderr
     assert "Failed to fetch http://127.0.0.1:8105" not in updated.stderr
     host.check_output("apt-get install --yes --reinstall dear")
     assert host.package("dear").version == "1.0"
     host.check_output("apt-get purge --yes dear")
-    assert host.file("/etc/apt/sources.list").contains("http://127.0.0.1:9/debian ")
+    assert host.file("/etc/apt/sources.list").contains("http://127.0.0.2:9/debian ")
     copy = ROOT + "/apt/sources.list.d/"
     assert host.file(copy + "others.list").linked_to == "/etc/apt/sources.list.d/others.list"
     assert host.file(copy + "security.sources").contains("8105/debian-security")
