@@ -29,8 +29,8 @@ options:
     default: {}
   network_root:
     description:
-      - C(firstlight_root), under which the role network_access left how this host goes out; pip gets
-        it through its environment. Empty means that pip goes out by its own settings.
+      - C(firstlight_root), under which the role network_access left how this host goes out. pip
+        gets it by its environment. Empty means that pip goes out by its own settings.
     type: path
     default: ""
   state:

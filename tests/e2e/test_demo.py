@@ -162,8 +162,8 @@ def playbook(demo, *arguments):
 
 @pytest.mark.parametrize("tag", [
     "preflight", "linker_cache", "network_access", "toolbelt", "host_health", "host_tuning",
-    "model_snapshot", "deployment_plan",
-    "inference_endpoint", "endpoint_smoke", "verify", "host_report"])
+    "model_snapshot", "deployment_plan", "inference_endpoint", "endpoint_smoke", "verify",
+    "host_report"])
 def test_each_tag_is_safe_alone(demo, tag):
     status, output = playbook(demo, "site.yml", "--tags", tag)
     assert status == 0, output
