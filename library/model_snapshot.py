@@ -20,9 +20,9 @@ description:
   - To bring is done by a process of its own on the host, which this module only watches. A
     connection that is cut or a controller that dies ends nothing. What was fetched stays, however
     that ends - finished files as they are, and large unfinished ones to go on from.
-  - huggingface_hub resolves revisions, lists files and fetches the small ones. Files of 16 MiB and
-    more are fetched by this module, because the library begins them anew when it was killed and
-    takes one that has the right size and a wrong byte.
+  - huggingface_hub resolves revisions, lists files and says what may be had. Contents are fetched
+    by this module into the cache that the library reads, because the library (2.4) begins files
+    anew when it was killed and takes one that has the right size and a wrong byte.
   - A snapshot that is whole in the cache, of a revision that is known, needs no request and no
     library.
 options:
@@ -99,10 +99,6 @@ options:
         default: https://huggingface.co
       trusted:
         description: Whether it may see O(token).
-        type: bool
-        default: false
-      xet:
-        description: Whether the library may use Xet, which goes to hosts beside it.
         type: bool
         default: false
   token:
@@ -310,6 +306,7 @@ progress:
       type: str
 """
 
+import errno
 import glob
 import os
 
@@ -405,7 +402,6 @@ def main():
                          "default": "huggingface"},
                 "url": {"type": "str", "default": "https://huggingface.co"},
                 "trusted": {"type": "bool", "default": False},
-                "xet": {"type": "bool", "default": False},
             }},
             "token": {"type": "str", "default": "", "no_log": True},
             "offline": {"type": "bool", "default": False},
@@ -443,7 +439,10 @@ def main():
     except Busy as problem:
         module.fail_json(msg="%s. Run again when it has ended." % problem)
     except OSError as problem:
-        module.fail_json(msg="Snapshots under %s: %s" % (root, problem))
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
+        module.fail_json(msg="Snapshots under %s: %s%s" % (
+            root, problem, ". Make room there, or set `model_snapshot_cache` to a folder of a "
+            "larger file system; what was fetched stays." if full else ""))
     module.exit_json(**result)
 
 

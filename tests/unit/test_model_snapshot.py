@@ -24,7 +24,7 @@ import model_snapshot
 import pytest
 from supervised import until
 
-from ansible.module_utils.firstlight.snapshots import layout, server, sources, work
+from ansible.module_utils.firstlight.snapshots import layout, server, sources, verify, work
 from ansible.module_utils.firstlight.transaction import Lock
 
 MIB = 2**20
@@ -559,6 +559,54 @@ def test_a_flipped_byte_is_found_and_that_file_alone_comes_again(host):
     assert host.run(SHARDED, verify="full")["findings"] == []
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_file_that_cannot_be_read_to_its_end_stays_where_it_is(host, monkeypatch, offline):
+    told = host.run(CANARY)
+    there = host.blob(told, "model.safetensors")
+    monkeypatch.setattr(verify, "_hash", lambda *given: ("not readable: Stale file handle", (
+        0, 0, 0)))
+    host.asked()
+    failed = host.run(CANARY, verify="full", offline=offline)
+    assert failed["failed"] is True
+    assert ids(failed) == ["snapshot-unreadable"]
+    assert "Stale file handle" in failed["findings"][0]["found"]
+    assert there.exists() and host.asked() == []
+    monkeypatch.undo()
+    assert only(host.run(CANARY, verify="full", offline=offline))["verified"] == "full"
+
+
+def test_offline_a_flipped_file_is_told_and_not_moved(host):
+    told = host.run(CANARY)
+    there = host.blob(told, "model.safetensors")
+    flip(there, there.stat().st_size - 5)
+    failed = host.run(CANARY, verify="full", offline=True)
+    assert failed["failed"] is True
+    assert ids(failed) == ["snapshot-corrupt"]
+    assert there.exists()
+
+
+def test_a_list_that_was_wrong_is_asked_for_anew(host):
+    told = host.run(CANARY, state="outlined")
+    commit = only(told)["commit"]
+    manifest = layout.read_tree(str(host.cache), CANARY, commit)
+    layout.write_tree(str(host.cache), manifest._replace(entries=tuple(
+        one._replace(sha256="0" * 64) if one.path == "model.safetensors" else one
+        for one in manifest.entries)))
+    failed = host.run(CANARY)
+    assert ids(failed) == ["snapshot-corrupt"]
+    assert only(host.run(CANARY))["present"] is True
+
+
+def test_what_nobody_thought_of_is_told_in_its_own_words(host, monkeypatch):
+    def fail(*given):
+        raise RuntimeError("of a kind of its own")
+
+    monkeypatch.setattr(verify, "verify", fail)
+    failed = host.run(CANARY)
+    assert failed["failed"] is True
+    assert "RuntimeError: of a kind of its own" in failed["msg"]
+
+
 def test_a_truncated_file_comes_again(host):
     told = host.run(CANARY)
     bad = host.blob(told, "model.safetensors")
@@ -668,7 +716,7 @@ def test_a_cache_that_cannot_be_opened_is_told_and_serves(host, monkeypatch):
 
 
 def test_one_run_at_a_time_is_at_a_repository(host):
-    with Lock(str(host.root / "journal" / ("snapshot-%s.lock" % layout.name(CANARY))), wait_s=1):
+    with Lock(str(host.cache / ".locks" / layout.name(CANARY) / "firstlight.lock"), wait_s=1):
         told = host.run(CANARY, wait_s=0.0)
         waits = until(lambda: (seen := host.run(CANARY, run=told["run"], wait_s=0.0))[
             "progress"].get("text", "").startswith("waiting") and seen)

@@ -13,10 +13,11 @@ import http.server
 import json
 import os
 import pathlib
+import socket
 import threading
 import urllib.parse
-import urllib.request
 
+import hub
 import model_snapshot
 import pytest
 
@@ -231,11 +232,37 @@ def test_a_library_that_cannot_be_imported_is_no_library(monkeypatch, tmp_path):
         sources.library()
 
 
-def test_another_host_of_the_fleet_is_not_asked_by_a_proxy(monkeypatch):
-    monkeypatch.setenv("http_proxy", "http://192.0.2.1:9")
-    monkeypatch.setenv("no_proxy", "example.org")
-    sources.peer({"url": "http://192.0.2.7:8473", "secret": "s", "manifest": {
-        "repo_id": "org/name", "commit": "a" * 40, "entries": []}})
-    assert urllib.request.proxy_bypass("192.0.2.7")
-    assert urllib.request.proxy_bypass("example.org")
-    assert not urllib.request.proxy_bypass("192.0.2.8")
+def test_another_host_of_the_fleet_is_asked_by_no_proxy(monkeypatch, tmp_path):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name" / "config.json").write_text("{}")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with hub.Hub(tmp_path) as other:
+        entry = entries.Entry("config.json", 2, hashlib.sha256(b"{}").hexdigest(), None)
+        peer = sources.peer({"url": other.url, "secret": "", "manifest": {
+            "repo_id": "org/name", "commit": other.commit("org/name"),
+            "entries": [entry._asdict()]}})
+        assert peer.inside
+        assert peer.part("org/name", other.commit("org/name"), entry, 0, 2) == b"{}"
+
+
+def test_a_hub_that_asks_to_be_left_alone_for_long_is_given_up(monkeypatch, tmp_path):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name" / "config.json").write_text("{}")
+    monkeypatch.setattr(sources, "ANSWER_S", 1.0)
+    fault = {"status": 429, "retry_after": 3600}
+    with hub.Hub(tmp_path, faults={"*/tree/*": fault}) as slow:
+        given_up(slow.url, slow.commit("org/name"))
+
+
+def test_a_hub_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(sources, "ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        given_up("http://127.0.0.1:%d" % silent.getsockname()[1], "a" * 40)
+
+
+def given_up(url, commit):
+    with pytest.raises(sources.HubProblem) as problem:
+        sources.source({"url": url}).manifest("org/name", commit)
+    (found,) = problem.value.findings
+    assert found["id"] == "snapshot-hub-unreachable"
+    assert "no whole answer within" in found["found"]

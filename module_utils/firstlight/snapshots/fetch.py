@@ -91,6 +91,7 @@ class Corrupt(Exception):
 def fetch(
     wanted: Iterable[Wanted], workers: int = 8, report: Callable[[int], None] = lambda count: None,
     timeout_s: float = 30.0, retries: int = 5, context: Optional[ssl.SSLContext] = None,
+    direct: bool = False,
 ) -> List[Fetched]:
     """Fetch files, the large ones first, several at once. Proxies are those of the environment.
 
@@ -102,6 +103,7 @@ def fetch(
     :param timeout_s: seconds without a byte after which a line is given up.
     :param retries: tries in a row that may bring nothing, after the first.
     :param context: TLS, where it is not the machine's own.
+    :param direct: whether the environment's proxies are left aside.
     :returns: in the order of ``wanted``.
     :raises HubError: a file cannot be had. What came of the files is kept.
     :raises Corrupt: a file came wrong, and wrong again.
@@ -112,7 +114,7 @@ def fetch(
     for row in rows:
         if urllib.parse.urlsplit(row.url).scheme not in ("http", "https"):
             raise ValueError("no URL of http or https: %s" % _plain(row.url))
-    return _Run(report, timeout_s, retries, context).all(rows, workers)
+    return _Run(report, timeout_s, retries, context, direct).all(rows, workers)
 
 
 def incomplete(target: str) -> int:
@@ -121,6 +123,23 @@ def incomplete(target: str) -> int:
         return os.stat(target + INCOMPLETE).st_size
     except OSError:
         return 0
+
+
+def opener(context: Optional[ssl.SSLContext] = None,
+           direct: bool = False) -> urllib.request.OpenerDirector:
+    """What asks for http and https alone, and keeps the headers of a caller to their host.
+
+    :param context: as :func:`fetch` has it.
+    :param direct: as :func:`fetch` has it.
+    """
+    made = urllib.request.OpenerDirector()
+    for handler in (
+            urllib.request.ProxyHandler({} if direct else None), urllib.request.HTTPHandler(),
+            urllib.request.HTTPSHandler(context=context), _Redirects(),
+            urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(),
+            urllib.request.UnknownHandler()):
+        made.add_handler(handler)
+    return made
 
 
 class _Stopped(Exception):
@@ -142,16 +161,10 @@ class _Run:
     """What the files of one call share."""
 
     def __init__(self, report: Callable[[int], None], timeout_s: float, retries: int,
-                 context: Optional[ssl.SSLContext]) -> None:
+                 context: Optional[ssl.SSLContext], direct: bool) -> None:
         self.told, self.timeout_s, self.retries = report, timeout_s, retries
         self.lock, self.stop = threading.Lock(), threading.Event()
-        self.opener = urllib.request.OpenerDirector()
-        for handler in (
-                urllib.request.ProxyHandler(), urllib.request.HTTPHandler(),
-                urllib.request.HTTPSHandler(context=context), _Redirects(),
-                urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(),
-                urllib.request.UnknownHandler()):
-            self.opener.add_handler(handler)
+        self.opener = opener(context, direct)
 
     def all(self, rows: List[Wanted], workers: int) -> List[Fetched]:
         """Fetch them; the first failure stops the others."""
@@ -219,7 +232,7 @@ class _Run:
         while not _is_right(wanted):
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                while not _locked(file):
+                while not _locked(file, path):
                     self.pause(0.1)
                 # Who had it may have finished it, or thrown it away.
                 with contextlib.suppress(FileNotFoundError):
@@ -231,7 +244,7 @@ class _Run:
             os.close(file)
         with contextlib.suppress(FileNotFoundError):
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            if _locked(file):
+            if _locked(file, path):
                 os.unlink(path)
             os.close(file)
         return None
@@ -508,13 +521,19 @@ def _line(text: str) -> str:
         letter if letter.isprintable() else " " for letter in text[:300]).split())
 
 
-def _locked(file: int) -> bool:
+def _locked(file: int, path: str) -> bool:
+    """Whether the file is ours alone now.
+
+    :raises OSError: the file system has no locks: two writers would make one bad file.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
-        pass  # a file system without locks: the hash tells if two wrote
+    except OSError as problem:
+        raise OSError(problem.errno, "its file system gives no locks (%s): mount it with them, or "
+                      "set `model_snapshot_cache` to a folder of another" % problem.strerror,
+                      path) from problem
     return True
 
 

@@ -190,6 +190,13 @@ def _to_tree(entry: Entry) -> Dict[str, Any]:
             "lfs_size": entry.size}
 
 
+
+def forget_tree(cache: str, repo_id: str, commit: str) -> None:
+    """Remove the list of a commit's files, so that it is asked for anew."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_tree(cache, repo_id, commit))
+
+
 def of_snapshot(cache: str, repo_id: str, commit: str) -> Optional[Manifest]:
     """A manifest of what a snapshot has, for a cache of a huggingface_hub without ``trees/``.
 

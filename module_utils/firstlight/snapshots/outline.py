@@ -100,10 +100,6 @@ class Origins:
                 % asked.repo_id, "give what this module returned on that host")) from problem
         return found
 
-    def kind_of(self, asked: Asked) -> str:
-        """Of what kind its source is, without making one."""
-        return sources.Peer.kind if asked.name in self._peers else self.kind
-
     def of(self, asked: Asked, manifest: Optional[Manifest] = None) -> sources.Source:
         """The source of a snapshot.
 
@@ -204,7 +200,9 @@ def _pin(found: Snapshot, origins: Origins, settings: Settings) -> None:
         found.origin = origins.of(asked)
         commit = found.origin.resolve(asked.repo_id, asked.revision)
     found.commit = commit
-    manifest = shared or layout.read_tree(cache, asked.repo_id, commit)
+    # A list may be wrong, as one of another hub.
+    manifest = shared or (None if settings.refresh and not settings.offline
+                          else layout.read_tree(cache, asked.repo_id, commit))
     if manifest is None:
         manifest = _listed(found, origins, settings)
     found.manifest = manifest
@@ -401,7 +399,10 @@ def _materialise(found: Snapshot, origin: sources.Source, folder: str,
         origin.check(manifest.repo_id, manifest.commit, next(iter({**small, **headed}.values())))
     try:
         fetch([origin.wanted(manifest.repo_id, manifest.commit, entry, target)
-               for target, entry in small.items()], workers=settings.workers)
+               for target, entry in small.items()], workers=settings.workers,
+              direct=origin.inside)
+    except OSError:
+        raise  # of this host's disk
     except Exception as error:
         raise sources.HubProblem(*origin.problem(
             error, manifest.repo_id, manifest.commit)) from error

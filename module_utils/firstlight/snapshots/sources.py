@@ -31,8 +31,10 @@ import errno
 import hashlib
 import json
 import os
+import queue
 import re
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -42,10 +44,12 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 from ansible.module_utils.firstlight.findings import Finding, finding
 from ansible.module_utils.firstlight.snapshots import entries as checks
 from ansible.module_utils.firstlight.snapshots.entries import Entry, Manifest
-from ansible.module_utils.firstlight.snapshots.fetch import Corrupt, HubError, Wanted
+from ansible.module_utils.firstlight.snapshots.fetch import Corrupt, HubError, Wanted, opener
 
 TIMEOUT_S = 15
 TRIES = 3
+ANSWER_S = 180.0
+"""Within which an answer must be whole, whatever a server says of later."""
 MAX_ANSWER = 64 * 2**20
 DEFAULT_REVISION = {"huggingface": "main", "modelscope": "master"}
 USER_AGENT = "firstlight"
@@ -73,6 +77,8 @@ class Source:
     """
 
     kind = ""
+    inside = False
+    """Whether it is a host beside this one, to which no proxy leads."""
 
     def __init__(self, url: str, token: Optional[str]) -> None:
         self.url, self._token = url.rstrip("/"), token or None
@@ -122,11 +128,11 @@ class Source:
         last = min(first + count, entry.size) - 1
         if last < first:
             return b""
-        request = urllib.request.Request(  # noqa: S310 - http and https alone, see _Opener
+        request = urllib.request.Request(  # noqa: S310 - the opener takes http and https alone
             wanted.url, headers=dict(wanted.headers, Range="bytes=%d-%d" % (first, last)))
 
         def read() -> bytes:
-            with _opener().open(request, timeout=TIMEOUT_S) as answer:
+            with opener(direct=self.inside).open(request, timeout=TIMEOUT_S) as answer:
                 if answer.status == 200:  # it honours no ranges
                     _skip(answer, first)
                 data: bytes = answer.read(last + 1 - first)
@@ -218,9 +224,10 @@ class Source:
     def _asked(self, ask: Callable[[], Any], repo_id: str, revision: str, what: str = "",
                tries: int = TRIES) -> Any:
         """An answer, asked for again where that may help."""
+        ends = time.monotonic() + ANSWER_S
         for attempt in range(1, tries + 1):
             try:
-                return ask()
+                return _within(ask, ends - time.monotonic())
             except Exception as error:
                 if _is_local(error):
                     raise
@@ -362,9 +369,9 @@ class ModelScope(Source):
             "set `revision` to one of them; ModelScope's own branch is master")
 
     def _json(self, path: str) -> Any:
-        request = urllib.request.Request(  # noqa: S310 - http and https alone, see _Opener
+        request = urllib.request.Request(  # noqa: S310 - the opener takes http and https alone
             "%s/api/v1/models/%s" % (self.url, path), headers=self.headers())
-        with _opener().open(request, timeout=TIMEOUT_S) as answer:
+        with opener(direct=self.inside).open(request, timeout=TIMEOUT_S) as answer:
             content = answer.read(MAX_ANSWER + 1)
         if len(content) > MAX_ANSWER:
             raise ValueError("an answer of more than %d bytes" % MAX_ANSWER)
@@ -380,14 +387,11 @@ class Peer(Source):
     """Another host of the fleet that has the snapshot and told what is in it."""
 
     kind = "peer"
+    inside = True
 
     def __init__(self, url: str, secret: Optional[str], manifest: Manifest) -> None:
         super().__init__(url, secret)
         self._manifest = manifest
-        around = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-        host = urllib.parse.urlsplit(url).hostname or ""
-        # A proxy leads out, and this is inside.
-        os.environ["no_proxy"] = ",".join(filter(None, (around, host)))
 
     def resolve(self, repo_id: str, revision: Optional[str]) -> str:
         """The commit that this host has."""
@@ -534,6 +538,31 @@ def _is_transport(error: BaseException) -> bool:
     return any(one.__name__ == "TransportError" for one in type(error).__mro__)
 
 
+def _within(ask: Callable[[], Any], seconds: float) -> Any:
+    """What it answers in so many seconds.
+
+    A library may wait without a limit, or as long as a server tells it to; its thread is left then.
+
+    :raises TimeoutError: when it does not answer.
+    """
+    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            told.put((ask(), None))
+        except BaseException as problem:  # raised by who waits for it
+            told.put((None, problem))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        answer, problem = told.get(timeout=max(0.0, seconds))
+    except queue.Empty:
+        raise TimeoutError("no whole answer within %d s" % ANSWER_S) from None
+    if problem is not None:
+        raise problem
+    return answer
+
+
 def _listing_hash(rows: Any) -> str:
     """Forty digits that stand for a list of files."""
     lines = sorted("%s %s\n" % (row.get("Path"), str(row.get("Sha256")).lower())
@@ -547,33 +576,3 @@ def _skip(answer: Any, count: int) -> None:
         if not data:
             raise OSError("the line was cut")
         count -= len(data)
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Goes where it is sent, without the token where that is another host."""
-
-    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any,
-                         newurl: str) -> Any:
-        made = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if made is not None and _origin(newurl) != _origin(req.full_url):
-            made.headers.pop("Authorization", None)
-        return made
-
-
-def _origin(url: str) -> Any:
-    parts = urllib.parse.urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """With the environment's proxies and certificates, and for http and https alone."""
-    made = urllib.request.OpenerDirector()
-    for one in (urllib.request.ProxyHandler(), urllib.request.HTTPHandler(),
-                urllib.request.HTTPSHandler(), _Redirects(),
-                urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(),
-                urllib.request.UnknownHandler()):
-        made.add_handler(one)
-    return made
-

@@ -36,6 +36,8 @@ FORMAT = "firstlight verified snapshot 1"
 MAX_RECORD = 64 * 2**20
 CHUNK = 2**20
 MOST_THREADS = 16
+UNSURE = ("not readable", "changing")
+"""How that begins which says nothing of a content: it was not read to its end."""
 
 Seen = Tuple[int, int, int]
 """Size in bytes, time of change in ns, inode."""

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bring snapshots to a host: the work of a process of its own, which :func:`watch` begins.
 
-Small files are fetched by huggingface_hub where they come from a hub of its kind. Large ones are
-fetched by :mod:`fetch`, into the same cache and under the same names: the library begins a large
-file anew when its process was killed, and takes one of the right size with a wrong byte in it.
-What was fetched stays, however the work ends.
+All files are fetched by :mod:`fetch`, into the cache that huggingface_hub reads and under its
+names. What was fetched stays, however the work ends.
 """
 
 from __future__ import annotations
@@ -38,6 +36,7 @@ Report = Callable[[Told], None]
 
 SPARE = 64 * 2**20
 """Bytes of a file system that are left to others."""
+NAMED = 5
 TELL_S = 0.5
 RATE_S = 10.0
 
@@ -47,7 +46,7 @@ class Job(NamedTuple):
 
     ``missing`` are not there, ``unverified`` were not hashed as they are now; ``full`` has all of
     them read; ``closed`` has some that not every user may read. ``reach`` gives the source of what
-    is to be fetched, ``kind`` is its kind.
+    is to be fetched.
     """
 
     manifest: Manifest
@@ -56,7 +55,6 @@ class Job(NamedTuple):
     unverified: Tuple[Entry, ...]
     full: bool
     closed: bool
-    kind: str
     reach: Callable[[], sources.Source]
 
 
@@ -72,7 +70,7 @@ def jobs(snapshots: Sequence[Snapshot], origins: Origins, full: bool) -> List[Jo
             continue
         key = (one.manifest.repo_id, one.manifest.commit)
         before = made.get(key) or Job(
-            one.manifest, (), (), (), full, False, origins.kind_of(one.asked),
+            one.manifest, (), (), (), full, False,
             functools.partial(origins.of, one.asked, one.manifest))
         made[key] = before._replace(
             entries=_joined(before.entries, one.chosen.entries),
@@ -97,8 +95,11 @@ def set_id(snapshots: Sequence[Snapshot], settings: Settings, full: bool) -> str
 
 def space(todo: Sequence[Job], cache: str) -> List[Finding]:
     """A finding where what is missing does not fit; what is there of a file counts."""
+    # Each content once, whatever its paths.
+    missing = {(one.manifest.repo_id, entry.blob): (one, entry)
+               for one in todo for entry in one.missing}
     wanted = sum(entry.size - min(entry.size, _begun(cache, one, entry))
-                 for one in todo for entry in one.missing)
+                 for one, entry in missing.values())
     where = cache
     while not os.path.isdir(where):
         where = os.path.dirname(where)
@@ -195,6 +196,12 @@ def bring(todo: Sequence[Job], settings: Settings, report: Report) -> Told:
                     "a cache that this user may write, with room in it",
                     "see to %s, or set `model_snapshot_cache`; what was fetched stays"
                     % settings.cache))
+            except Exception as problem:  # its process ends with it: this is the only word of it
+                made.findings.append(finding(
+                    "snapshot-failed", job.manifest.repo_id, "%s: %s" % (
+                        type(problem).__name__, sources.clean(problem)),
+                    "a snapshot that is there, verified",
+                    "run again; if it comes again, it is a fault of ours: tell us these words"))
             told["changed"] = told["changed"] or made.changed
             told["findings"] += made.findings
     return told
@@ -218,11 +225,14 @@ class _Bringing:
         :raises HubProblem: when something cannot be had, or comes wrong again.
         :raises OSError: no space, no permission.
         """
-        name = "snapshot-%s.lock" % layout.name(self._repo_id)
-        with self._alone(os.path.join(self._settings.root, "journal", name)):
+        # In the cache, which other hosts may have too.
+        with self._alone(os.path.join(self._cache, ".locks", layout.name(self._repo_id),
+                                      "firstlight.lock")):
             manifest = self._job.manifest
             layout.prepare(self._cache, self._repo_id)
             layout.write_tree(self._cache, manifest)
+            # What cannot be read cannot be verified.
+            self._open()
             missing = self._linked(layout.missing(self._cache, manifest, self._job.entries))
             if missing:
                 self._fetch(missing)
@@ -236,11 +246,13 @@ class _Bringing:
                 self._cache, self._repo_id, self._commit)) or self.changed
         except PermissionError as problem:
             # Of a cache that belongs to others; whoever serves may be among them.
-            self.findings.append(finding(
+            told = finding(
                 "snapshot-unreadable", self._repo_id, "%s: %s" % (
                     problem.filename, problem.strerror),
                 "files that every user may read, as the engine's may be another one",
-                "let the owner of %s run chmod -R a+rX on it" % self._cache, severity="warning"))
+                "let the owner of %s run chmod -R a+rX on it" % self._cache, severity="warning")
+            if told not in self.findings:
+                self.findings.append(told)
 
     @contextlib.contextmanager
     def _alone(self, path: str) -> Iterator[None]:
@@ -296,10 +308,13 @@ class _Bringing:
             fetch([origin.wanted(self._repo_id, self._commit, entry,
                                  layout.blob(self._cache, self._repo_id, entry))
                    for entry in by_blob.values()],
-                  workers=self._settings.workers, report=self._progress.came)
+                  workers=self._settings.workers, report=self._progress.came,
+                  direct=origin.inside)
         except OSError:
             raise
         except Corrupt as error:
+            # Maybe it is the list that is wrong: the next run asks for it anew.
+            layout.forget_tree(self._cache, self._repo_id, self._commit)
             path = next((one.path for one in entries
                          if one.blob in (error.wanted.sha256, error.wanted.git_sha1)), "a file")
             raise sources.HubProblem(sources.corrupt(
@@ -330,16 +345,30 @@ class _Bringing:
                              self._progress.read)
                + verify.verify(self._cache, self._record, manifest, after, False,
                                self._progress.read))
+        unsure = [one for one in bad if one.found.startswith(verify.UNSURE)]
+        if unsure:
+            raise sources.HubProblem(finding(
+                "snapshot-unreadable", self._repo_id, _named(unsure),
+                "files that can be read to their end, and that nobody writes",
+                "see to the disk or the mount of %s; nothing was moved, so run again then"
+                % self._cache))
         if not bad:
             return
+        names = _named(bad)
+        if self._settings.offline:
+            raise sources.HubProblem(sources.corrupt(
+                self._repo_id, names + "; left as it is, as this host is offline", "it",
+                mended=False))
         self.changed = True
         kept = {one.entry.path: verify.quarantine(
             self._cache, self._repo_id, one.entry, self._record) for one in bad}
-        names = "; ".join("%s: %s" % (one.entry.path, one.found) for one in bad[:5])
-        if self._settings.offline:
-            raise sources.HubProblem(sources.corrupt(
-                self._repo_id, names + "; moved to quarantine, and this host is offline", "it",
-                mended=False))
+        again = self._job._replace(missing=tuple(one.entry for one in bad))
+        if space([again], self._cache):
+            # Good files come first.
+            for path in filter(None, kept.values()):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            kept = {}
         origin = self._origin()
         self.came_from = origin.name
         self._progress.more(sum(one.entry.size for one in bad))
@@ -350,6 +379,12 @@ class _Bringing:
             origin.name, mended=True)
         self.findings.append(dict(mended, evidence="kept in %s" % os.path.dirname(aside)
                                   if aside else ""))
+
+
+def _named(bad: Sequence[verify.Bad]) -> str:
+    more = len(bad) - NAMED
+    return "; ".join("%s: %s" % (one.entry.path, one.found) for one in bad[:NAMED]) + (
+        " and %d more" % more if more > 0 else "")
 
 
 class _Progress:
