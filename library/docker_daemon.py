@@ -128,6 +128,11 @@ engine:
     live_restore:
       description: Whether containers outlive a restart of it.
       type: bool
+    proxies:
+      description: >-
+        C(http-proxy), C(https-proxy) and C(no-proxy) that it pulls by, without logins; each may be
+        empty.
+      type: dict
     log_driver:
       description: What the logs of containers go to.
       type: str

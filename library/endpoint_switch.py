@@ -84,7 +84,7 @@ options:
     type: int
     default: 2
   spared:
-    description: Folders and images that other plans of this run need.
+    description: Folders, images and paths of models that other plans of this run need.
     type: list
     elements: str
     default: []

@@ -161,9 +161,6 @@ hub:
     trusted:
       description: Whether a token may be sent to it.
       type: bool
-    xet:
-      description: Whether large files may come by Xet.
-      type: bool
 offline:
   description: Whether nothing may go out.
   returned: success
@@ -335,9 +332,11 @@ class Host:
         :raises NotSet: it is not there, fails, does not end, or exports what cannot be used.
         """
         sourced = site_hook.source(wanted.hook)
-        if sourced.problem:
-            raise NotSet([sourced.problem])
+        said = [sourced.problem] if sourced.problem else []
+        if findings.blocking(said):
+            raise NotSet(said)
         taken, wrong = network.exported(wanted.hook, sourced.variables)
+        wrong += said
         gone = sorted({taken[name] for name in network.TAKEN_PATHS
                        if name in taken and not os.path.isfile(taken[name])})
         if gone:
@@ -545,7 +544,7 @@ def _run(module, host):
     if result["changed"] and not module.check_mode:
         found, recovered = apply(host, make, sorted(set(decided["apt"].values())))
     return {
-        **result, "hub": decided["hub"], "offline": present and wanted.offline,
+        **result, "hub": network.shown_hub(decided["hub"]), "offline": present and wanted.offline,
         "registry_mirrors": decided["registry"], "environment": network.public(variables),
         "measured": decided["measured"], "probed": probed, "reasons": decided["reasons"],
         "actions": found.lines(), "findings": host.findings + found.findings,

@@ -12,12 +12,14 @@ description:
   - Serves the files of some snapshots of a Hugging Face cache to other hosts, over HTTP and as a
     hub does, so that C(model_snapshot), huggingface_hub and C(hf download) can read from it.
   - It serves these snapshots alone, read-only, at one address, to whoever sends O(secret).
+  - There is one for each O(root). Where one runs that another O(secret) began, V(started) fails,
+    and V(stopped) with a secret leaves it.
   - It is a process of its own that ends by itself after O(limit_s), and sooner where nobody has
     asked for anything in O(idle_s). So it ends, too, when the controller does not come back.
   - What goes over the line is not encrypted. Who can listen there can read it, and O(secret) too.
 options:
   root:
-    description: C(firstlight_root) on this host. There is one server for each.
+    description: C(firstlight_root) on this host.
     type: path
     required: true
   state:
@@ -37,7 +39,9 @@ options:
     elements: dict
     default: []
   secret:
-    description: What clients send as their token. Needed for V(started).
+    description:
+      - What clients send as their token. Needed for V(started).
+      - V(stopped) ends the server that was started with it; without a secret, any.
     type: str
     default: ""
   address:
@@ -88,7 +92,13 @@ EXAMPLES = r"""
     secret: "{{ vault_secret_of_this_run }}"
     address: 192.0.2.7
 
-- name: Serve nothing any more
+- name: Serve nothing any more of this run
+  snapshot_server:
+    root: /var/lib/firstlight
+    state: stopped
+    secret: "{{ vault_secret_of_this_run }}"
+
+- name: Serve nothing any more, whoever began it
   snapshot_server:
     root: /var/lib/firstlight
     state: stopped
@@ -96,7 +106,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 running:
-  description: Whether it serves now, or would.
+  description: Whether a server runs now, or would.
   returned: always
   type: bool
 url:
@@ -131,8 +141,12 @@ NOWHERE = ("0.0.0.0", "::")
 
 
 def observe(params):
-    """What runs, what is to run and where: ``{standing, shelf, addresses, address}``."""
-    found = {"standing": server.standing(params["root"])}
+    """What runs, what is to run and where: ``{standing, taken, shelf, addresses, address}``.
+
+    ``taken`` is since when another secret's server runs, where that matters.
+    """
+    found = {"standing": server.standing(params["root"]),
+             "taken": server.taken(params["root"], params["secret"]) if params["secret"] else None}
     if params["state"] == "started":
         found["shelf"] = server.Shelf(
             params["cache"] or os.path.join(params["root"], "models", "hub"),
@@ -165,9 +179,14 @@ def address(params, own):
 
 
 def plan(params, found):
-    """Whether something has to be done."""
+    """Whether something has to be done.
+
+    :raises Busy: another run serves.
+    """
     if params["state"] == "stopped":
-        return server.is_left(params["root"])
+        return found["taken"] is None and server.is_left(params["root"])
+    if found["taken"] is not None:
+        raise Busy("another run serves from here, since %s" % found["taken"])
     wanted = server.question(found["shelf"], found["address"], params["port"], params["secret"])
     return found["standing"] is None or found["standing"]["question"] != wanted
 
@@ -175,7 +194,7 @@ def plan(params, found):
 def apply(params, found):
     """Start or stop it; returns what :func:`server.start` or :func:`server.stop` told."""
     if params["state"] == "stopped":
-        return server.stop(params["root"])
+        return server.stop(params["root"], params["secret"])
     try:
         return server.start(params["root"], found["shelf"], found["address"], params["port"],
                             params["secret"], params["limit_s"], params["idle_s"])
@@ -212,15 +231,18 @@ def main():
     try:
         found = observe(params)
         changed = plan(params, found)
-        told = dict(found["standing"] or {})
+        # What another run's has served is none of this one's.
+        told = dict(found["standing"] or {}) if found["taken"] is None else {}
         if changed and not module.check_mode:
             told = apply(params, found)
     except Busy as problem:
-        module.fail_json(msg="%s; nothing was changed. Run again when it has ended." % problem)
+        module.fail_json(msg="%s; nothing was changed. Wait for it to end, or stop it, as the "
+                         "same user: ansible HOST -m snapshot_server -a 'root=%s state=stopped'"
+                         % (problem, params["root"]))
     except (OSError, ValueError) as problem:
         module.fail_json(msg="Snapshots cannot be served: %s" % problem)
     known = started and "port" in told and not (changed and module.check_mode)
-    result = {"changed": changed, "running": started,
+    result = {"changed": changed, "running": started or found["taken"] is not None,
               "url": server.url(told["address"], told["port"]) if known else "",
               "served_bytes": told.get("served_bytes", 0), "requests": told.get("requests", 0)}
     if started:

@@ -12,7 +12,7 @@ import os
 import re
 from typing import Any, Dict, List, Tuple
 
-from . import one_shot
+from . import model_files, one_shot
 from .docker_api import Api, Refused
 from .findings import Finding, finding
 from .services import ServiceError
@@ -22,9 +22,9 @@ Container = Dict[str, Any]
 
 LIMIT_S = 60.0
 SUFFIX = "-paths"
-# A folder of a model may have anything beside what an engine opens.
-OPENED = (".bin", ".jinja", ".json", ".model", ".pt", ".pth", ".py", ".safetensors", ".tiktoken",
-          ".txt")
+# What an engine opens beside the weights. A folder of a model may have anything else.
+OPENED = (".codes", ".jinja", ".json", ".model", ".spm", ".tiktoken")
+TEXTS = ("merges.txt", "vocab.txt")
 MOST_FILES = 4000
 MOST_TOLD = 3
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
@@ -42,16 +42,19 @@ def files_of(model: Model) -> List[str]:
     """The files of a model that an engine may open, as they lie on this host; its path alone where
     there is nothing to list.
 
-    :param model: ``path`` and ``format`` of a plan's.
+    :param model: ``path``, ``format`` and ``custom_code`` of a plan's.
     """
     path = model["path"]
     if os.path.isdir(path):
-        found = []
-        for folder, inner, names in os.walk(path):
-            inner[:] = sorted(one for one in inner if not one.startswith("."))
-            found += [os.path.join(folder, one) for one in sorted(names)
-                      if one.endswith(OPENED) and not one.startswith(".")]
-        return found[:MOST_FILES] or [path]
+        weights = model_files.weights_of(path)
+        ends = OPENED + ((".py",) if model.get("custom_code") else ())
+        # What is not there on the host either is no matter of its container.
+        small = [one for one in sorted(os.listdir(path))
+                 if (one.endswith(ends) or one in TEXTS) and not one.startswith(".")
+                 and not model_files.NO_WEIGHTS.fullmatch(one)
+                 and os.path.isfile(os.path.join(path, one))]
+        return [os.path.join(path, one) for one in sorted([*weights, *small])][:MOST_FILES] or [
+            path]
     shards = SHARD.search(path)
     if not shards:
         return [path]

@@ -11,6 +11,7 @@ import contextlib
 import glob
 import json
 import os
+import re
 import shutil
 from typing import Any, Dict, List, Optional, Set
 
@@ -30,10 +31,14 @@ from .endpoint import (
 from .engine_log import observed
 from .findings import blocking, text
 from .services import ServiceError
+from .snapshots import layout
+from .transaction import Busy, Lock
 from .way_in import WayInError
 
 Params = Dict[str, Any]
 
+SNAPSHOT = re.compile(r"/models/hub/(models--[^/]+)/snapshots/([0-9a-f]{40})(?=/|$)")
+"""Where snapshots of ours lie under our root; another cache is another's."""
 SLACK_S = 300
 """What the work may take beside its starts and its proofs."""
 
@@ -430,26 +435,59 @@ def _named(root: str) -> Set[str]:
             one = _read(file)
             plan = one.get("plan") if isinstance(one, dict) else None
             if isinstance(plan, dict):
-                named.update(_needs(plan))
+                named.update(_needs(plan, root))
     return named
 
 
-def _needs(plan: Plan) -> List[str]:
-    """What a plan needs that can be made or fetched again: its cache, environment and image."""
-    return [one for one in (plan.get("cache"), plan.get("venv"), plan.get("image"))
+def _needs(plan: Plan, root: str) -> List[str]:
+    """What a plan needs that can be made or fetched again.
+
+    Its cache, environment and image, and a snapshot that lies under our root.
+    """
+    model = plan.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    return [one for one in (plan.get("cache"), plan.get("venv"), plan.get("image"),
+                            _snapshot_of(path, root))
             if isinstance(one, str) and one]
+
+
+def _snapshot_of(path: Any, root: str) -> str:
+    """The folder of the snapshot that a model lies in; empty for any other model."""
+    found = SNAPSHOT.match(path[len(root):]) if isinstance(path, str) and path.startswith(
+        root + "/") else None
+    return root + found.group(0) if found else ""
+
+
+def _forget_snapshot(folder: str, root: str) -> bool:
+    """Remove a snapshot of ours; whether it is gone. Where somebody is at it, it stays."""
+    found = SNAPSHOT.fullmatch(folder[len(root):])
+    if not found or os.path.islink(folder) or not os.path.isdir(folder):
+        return False
+    cache, name, commit = os.path.join(root, "models", "hub"), found.group(1), found.group(2)
+    repo_id = name[len("models--"):].replace("--", "/", 1)
+    with contextlib.suppress(Busy), Lock(
+            os.path.join(cache, ".locks", name, "firstlight.lock"), wait_s=0):
+        layout.forget(cache, repo_id, commit)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(root, "models", "verified", name, commit + ".json"))
+        return True
+    return False
 
 
 def _clear(endpoint: Endpoint, plans: List[Plan], spared: Set[str]) -> List[str]:
     """Remove what of these plans no passport names, as far as it is ours; says what went."""
-    left = _named(endpoint.root) | spared
+    left = _named(endpoint.root) | spared | {
+        _snapshot_of(one, endpoint.root) for one in spared}
     removed = []
     for plan in plans:
-        for one in _needs(plan):
+        for one in _needs(plan, endpoint.root):
             if one in left:
                 continue
             left.add(one)
-            if one.startswith("/"):
+            if _snapshot_of(one, endpoint.root):
+                if _forget_snapshot(one, endpoint.root):
+                    removed.append("snapshot %s" % one)
+            elif one.startswith("/"):
                 # A passport lies on the host: nothing outside our two folders is removed for it.
                 if os.path.normpath(one) == one and os.path.dirname(one) in (
                         os.path.join(endpoint.root, "cache"),

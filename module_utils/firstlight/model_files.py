@@ -85,7 +85,8 @@ def describe(path: str) -> Model:
     embeddings, head and the rest; ``None`` where a tensor is of a type that is not known.
     ``geometry`` has the keys of ``model_config.geometry``. ``fingerprint`` changes when a file is
     replaced: it covers headers, sizes and modification times, not every byte. ``extra`` are weights
-    that lie beside the model's and are not its own, with their bytes.
+    that lie beside the model's and are not its own, with their bytes. ``absent`` (of a directory)
+    are tensors that the index names and no file has.
 
     :raises BadModel: for files that are truncated, missing, empty, of another kind or contradict
         themselves; with everything that is wrong at once.
@@ -528,7 +529,7 @@ class _GgufHeader:
 
 
 def _directory(path: str) -> Model:
-    names = sorted(name for name in os.listdir(path) if name.isprintable())
+    names = _listed(path)
     problems: List[str] = []
     config = _config(path, problems)
     weights, extra, index = _weights(path, names, problems)
@@ -540,21 +541,27 @@ def _directory(path: str) -> Model:
             if name.endswith(SAFETENSORS):
                 tensors.add(name, _safetensors_header(full))
             sizes[name] = os.stat(full).st_size
-            _add_stat(digest, full)
         except BadModel as problem:
             problems += problem.args
         except FileNotFoundError:
             problems.append("%s: a link to %s, which is not there" % (full, os.readlink(full)))
-    if not problems and weights[0].endswith(SAFETENSORS):
-        problems += tensors.against(index, path)
+    safe = bool(weights) and weights[0].endswith(SAFETENSORS)
+    absent: List[str] = []
+    if not problems and safe:
+        wrong, absent = tensors.against(index, path)
+        problems += wrong
     if problems:
         raise BadModel(*problems)
+    beside = {name: os.stat(os.path.join(path, name)).st_size for name in extra
+              if os.path.isfile(os.path.join(path, name))}
+    # Those beside are in it too, as they always were: else what serves would be started anew.
+    for name in sorted([*weights, *beside]):
+        _add_stat(digest, os.path.join(path, name))
     geometry = model_config.geometry(config)
     if geometry["tied_embeddings"] is None and tensors.embedding:
         geometry["tied_embeddings"] = tensors.head == 0
     quantised = model_config.quantisation(config)
     of_config = model_config.quantisation_method(config)
-    safe = weights[0].endswith(SAFETENSORS)
     return {
         "path": path,
         "format": "safetensors" if safe else "pickle",
@@ -570,10 +577,23 @@ def _directory(path: str) -> Model:
         "tensors": _by_use(tensors.embedding, tensors.head, tensors.total) if safe else None,
         "geometry": geometry,
         "weights": weights,
-        "extra": {name: os.stat(os.path.join(path, name)).st_size for name in extra
-                  if os.path.isfile(os.path.join(path, name))},
+        "extra": beside,
+        "absent": absent,
         "metadata": {},
     }
+
+
+def weights_of(path: str) -> List[str]:
+    """The files of a directory that engines take for its weights, whole or not.
+
+    :raises OSError: when it cannot be read.
+    """
+    return _weights(path, _listed(path), [])[0]
+
+
+def _listed(path: str) -> List[str]:
+    return sorted(name for name in os.listdir(path)
+                  if name.isprintable() and not name.startswith("."))
 
 
 def _config(path: str, problems: List[str]) -> Dict[str, Any]:
@@ -693,15 +713,21 @@ class _Tensors:
         """The type that most tensors have."""
         return max(self._kinds, key=lambda kind_: self._kinds[kind_])
 
-    def against(self, index: Dict[str, str], path: str) -> List[str]:
-        """What contradicts an index: tensors that are elsewhere or nowhere, or twice."""
+    def against(self, index: Dict[str, str], path: str) -> Tuple[List[str], List[str]]:
+        """What contradicts an index, and the tensors of it that are nowhere.
+
+        Converters name tied tensors too and leave them out of the files. A file that has none of
+        its tensors is another one.
+        """
         found = []
         place = os.path.join(path, SAFETENSORS_INDEX)
         elsewhere = ["%s is in %s, not in %s" % (name, self._places[name], file)
                      for name, file in sorted(index.items())
                      if self._places.get(name, file) != file]
-        nowhere = ["%s of %s" % (name, file) for name, file in sorted(index.items())
-                   if name not in self._places]
+        right = {file for name, file in index.items() if self._places.get(name) == file}
+        absent = [name for name in sorted(index) if name not in self._places]
+        nowhere = ["%s of %s" % (name, index[name]) for name in absent
+                   if index[name] not in right]
         for what, names in (("tensors are in another file than it names", elsewhere),
                             ("tensors that it names are in no file", nowhere)):
             if names:
@@ -709,7 +735,12 @@ class _Tensors:
         if self._twice:
             found.append("%s: %d tensors are in two files: %s"
                          % (path, len(self._twice), ", ".join(self._twice[:3])))
-        return found
+        return found, absent
+
+
+def may_be_tied(name: str) -> bool:
+    """Whether it is a tensor that models share between the table of embeddings and the head."""
+    return bool((EMBEDDINGS | HEADS) & set(name.split(".")[-2:]))
 
 
 def _safetensors_header(path: str) -> List[Tuple[str, str, int]]:

@@ -65,8 +65,9 @@ def read(path: str, allow_code: bool = False, allow_pickle: bool = False,
     :param model_types: rows of ``catalog/model_types.yml``: without them all code is needed.
     :returns: the model, and everything that is wrong with it. The model is ``None`` where it
         cannot be told what it is, and it is told although it is refused for its code or pickles.
-        It has the keys of :func:`.model_files.describe` and: ``resolved_path`` (without links in
-        its folders), ``folders`` (all folders in which its files and the links to them lie),
+        It has the keys of :func:`.model_files.describe` but ``absent``, and: ``resolved_path``
+        (without links in its folders), ``folders`` (all folders in which its files and the links
+        to them lie; those in its own are called as ``path`` calls it, through links or not),
         ``custom_code`` (files of Python that an engine would have to run), ``pickle``,
         ``tokenizer`` (``class`` and usable ``files``) and ``generation_config``.
     """
@@ -128,7 +129,8 @@ def _gguf(path: str, report: _Report) -> Model:
         _template(path, model["chat_template"], report)
     files = [os.path.join(folder, name) for name in model["weights"]]
     model.update(
-        folders=sorted(set().union(*map(_hops, files))), custom_code=[], pickle=False,
+        folders=sorted(set().union(*(_hops(file, _own(folder)) for file in files))),
+        custom_code=[], pickle=False,
         tokenizer={"class": fields.get("tokenizer.ggml.model"), "files": []},
         generation_config=None,
         resolved_path=os.path.join(os.path.realpath(folder), os.path.basename(path)))
@@ -173,6 +175,13 @@ class _Folder:
                 "it says" % (self._path, _some(model["weights"])), "*.safetensors",
                 "take a revision or a repository with safetensors, convert it, or add %r to "
                 "model_snapshot_allow_pickle if you trust who made it" % self._report.subject)
+        absent = model.pop("absent")
+        if absent:
+            self._report.add(
+                "model-absent-tensors", "%s: its index names tensors that are in no file: %s"
+                % (self._path, _some(absent)), "an index of what is in the files",
+                "nothing, where these are tied to others, which converters leave out; else fetch "
+                "it again", "info" if all(map(model_files.may_be_tied, absent)) else "warning")
         if model["extra"]:
             self._report.add(
                 "model-extra-weights", "%s: %s beside its weights, %d bytes that engines do not "
@@ -181,13 +190,13 @@ class _Folder:
                 "info")
         files = [name for name in self._names if name not in self._bad and (
             name.endswith(SERVED) or name in model["weights"] or name.startswith(MISTRAL))]
-        real = os.path.realpath(self._path)
+        path = self._path.rstrip("/") or "/"
         model.update(
-            folders=sorted({real}.union(*(
-                _hops(os.path.join(self._path, name)) for name in files
-                if os.path.isfile(os.path.join(self._path, name))))),
+            folders=sorted({path}.union(*(
+                _hops(os.path.join(path, name), _own(path)) for name in files
+                if os.path.isfile(os.path.join(path, name))))),
             custom_code=code, pickle=model["format"] == "pickle", tokenizer=tokenizer,
-            generation_config=_plain(generation), resolved_path=real)
+            generation_config=_plain(generation), resolved_path=os.path.realpath(path))
         return model
 
     def _described(self) -> Optional[Model]:
@@ -422,16 +431,32 @@ def _is_in(path: str, folders: Iterable[str]) -> bool:
     return any(path == one or path.startswith(one.rstrip("/") + "/") for one in folders)
 
 
-def _hops(path: str) -> Set[str]:
-    """The folders of a file, and of each link on the way to it."""
+def _own(folder: str) -> str:
+    """The folder that a container is shown for a model: of one in a cache its repository's."""
+    parts = folder.split("/")
+    for at, part in enumerate(parts):
+        if part == "snapshots" and parts[at - 1].startswith("models--"):
+            return "/".join(parts[:at])
+    return folder
+
+
+def _hops(path: str, own: str) -> Set[str]:
+    """The folders of a file, and of each link on the way to it, as a container meets them.
+
+    :param own: a folder that it is shown by this name, which may lead through links.
+    """
     found: Set[str] = set()
+    real, relative = os.path.realpath(own), True
     for _ in range(MAX_HOPS):
         folder = os.path.realpath(os.path.dirname(path))
-        found.add(folder)
+        found.add(own + folder[len(real):] if relative and real != "/" and _is_in(folder, [real])
+                  else folder)
         path = os.path.join(folder, os.path.basename(path))
         if not os.path.islink(path):
             break
-        path = os.path.join(folder, os.readlink(path))
+        link = os.readlink(path)
+        relative = relative and not link.startswith("/")
+        path = os.path.join(folder, link)
     return found
 
 

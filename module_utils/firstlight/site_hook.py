@@ -9,7 +9,7 @@ import tempfile
 from typing import Dict, NamedTuple, Optional
 
 from .findings import Finding, finding
-from .planning.network import masked
+from .planning.network import TAKEN, masked
 from .runner import run
 
 SECONDS = 15.0
@@ -17,11 +17,11 @@ SECONDS = 15.0
 
 USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What it prints is kept from what is read; a program that it starts does not keep this waiting.
-SOURCE = '. "$1" >"$2" 2>&1 </dev/null; code=$?; [ "$code" = 0 ] || exit "$code"; "$3" -0'
+SOURCE = '. "$1" >"$2" 2>&1 </dev/null; code=$?; "$3" -0; exit "$code"'
 
 
 class Sourced(NamedTuple):
-    """``problem`` says why there are no variables."""
+    """``problem`` says why there are no variables, or warns of those that there are."""
 
     variables: Dict[str, str]
     problem: Optional[Finding]
@@ -46,16 +46,20 @@ def source(path: str, seconds: float = SECONDS) -> Sourced:
     if ran.rc is None:
         return Sourced({}, _problem("late", path, "it does not end (%s)" % ran.error,
                                     "a script that only sets variables"))
+    pairs = (one.partition("=") for one in ran.stdout.split("\0") if "=" in one)
+    variables = {name: value for name, _, value in pairs}
     if not ran.ok:
-        return Sourced({}, _problem("failed", path, "it ends with %d%s" % (
-            ran.rc, ": " + words if words else ""), "a script that ends with 0"))
+        # The last line may be a condition that does not hold: what was exported before it counts.
+        useful = any(variables.get(name) for name in TAKEN)
+        return Sourced(variables if useful else {}, _problem(
+            "failed", path, "it ends with %d%s" % (ran.rc, ": " + words if words else ""),
+            "a script that ends with 0", "warning" if useful else "error"))
     if not ran.stdout:
         return Sourced({}, _problem("failed", path, "it ends the shell that sources it (exit)%s" % (
             ": " + words if words else ""), "a script to be sourced: return in the place of exit"))
-    pairs = (one.partition("=") for one in ran.stdout.split("\0") if "=" in one)
-    return Sourced({name: value for name, _, value in pairs}, None)
+    return Sourced(variables, None)
 
 
-def _problem(kind: str, path: str, found: str, wanted: str) -> Finding:
+def _problem(kind: str, path: str, found: str, wanted: str, severity: str = "error") -> Finding:
     return finding("network-hook-" + kind, path, found, wanted,
-                   "mend %s, or change network_access_hook" % path)
+                   "mend %s, or change network_access_hook" % path, severity=severity)

@@ -38,4 +38,11 @@ def test_classes_with_and_without_each_way_are_there():
 
 @pytest.mark.parametrize("row", TYPES, ids=[row["model_type"] for row in TYPES])
 def test_a_type_is_spelled_as_configs_spell_it(row):
-    assert re.fullmatch(r"[a-z0-9_]+", row["model_type"])
+    assert re.fullmatch(r"[A-Za-z0-9_.-]+", row["model_type"])
+
+
+def test_all_types_of_transformers_are_there():
+    """Some that are old, new, spelled with a dash, or few people's."""
+    known = {row["model_type"] for row in TYPES}
+    assert len(known) > 400
+    assert known >= {"bert", "llama", "gpt-sw3", "xlm-roberta", "qwen3_next", "exaone", "phi3"}

@@ -64,6 +64,13 @@ RUNTIMES = st.tuples(PLANS, FACTS, daemons(), st.just(PACKAGES), st.booleans())
 BROUGHT = st.fixed_dictionaries({
     "image": IMAGES, "name": IMAGES, "path": strategies.PRINTABLE,
     "source": st.sampled_from(["archive", "build", "pull"])})
+_PROXY = st.none() | strategies.HOSTILE | st.just("http://192.0.2.1:3128")
+WAYS = st.tuples(
+    st.lists(BROUGHT, max_size=2), daemons(), st.lists(strategies.PRINTABLE, max_size=2),
+    st.fixed_dictionaries({}, optional={
+        "offline": st.booleans(), "environment": st.dictionaries(st.sampled_from(
+            ["http_proxy", "HTTPS_PROXY", "no_proxy", "HF_ENDPOINT"]), _PROXY, max_size=3)}),
+    st.just(strategies.ROOT))
 REFUSED = st.tuples(
     strategies.HOSTILE | st.sampled_from(["dial tcp: no such host", "manifest unknown", "EOF"]),
     BROUGHT, st.just(ERRORS))

@@ -130,6 +130,17 @@ def test_it_reads_what_the_model_lies_in_and_no_more(path, format_, folder):
         {"type": "bind", "source": folder, "target": folder, "read_only": True}]
 
 
+@pytest.mark.parametrize(("path", "folders"), [
+    ("/data/models/x", ["/data/models/x"]), ("/data/models/x/", ["/data/models/x"]),
+    ("/data/hub/models--a--b/snapshots/c0ffee", [
+        "/data/hub/models--a--b/blobs", "/data/hub/models--a--b/snapshots/c0ffee"])])
+def test_folders_that_its_mount_shows_change_nothing(path, folders):
+    def spec(folders):
+        return spec_of(plan_of(model=GGUF, changes={"model": {
+            "path": path, "format": "safetensors", "folders": folders}, "cache": ""}))
+    assert spec(folders) == spec([])
+
+
 def test_it_writes_into_its_cache_alone_which_is_its_users():
     plan = changed(on_gpus(), {"user": "65534:65533"})
     assert plan["cache"].startswith(ROOT + "/cache/")

@@ -212,7 +212,21 @@ def test_a_switch_is_refused_while_what_serves_goes_on(host, docker, tmp_path):
 def test_what_is_listed_is_what_an_engine_opens(folder):
     assert [str(pathlib.Path(one).relative_to(folder)) for one in container_paths.files_of(
         {"path": str(folder), "format": "safetensors"})] == [
-            "config.json", "model.safetensors", "part/config.json"]
+            "config.json", "model.safetensors"]
+    for name in ("optimizer.pt", "pytorch_model.bin", "notes.txt", "trainer_state.json", "x.py",
+                 "consolidated.safetensors", "merges.txt"):
+        (folder / name).touch()
+    (folder / "original").symlink_to("nowhere")
+    (folder / "generation_config.json").symlink_to("nowhere")
+    assert [os.path.basename(one) for one in container_paths.files_of(
+        {"path": str(folder), "format": "safetensors"})] == [
+            "config.json", "merges.txt", "model.safetensors"]
+    assert str(folder / "x.py") in container_paths.files_of(
+        {"path": str(folder), "format": "safetensors", "custom_code": ["x.py"]})
+    (folder / "model.safetensors").unlink()
+    (folder / "consolidated.safetensors").unlink()
+    assert str(folder / "pytorch_model.bin") in container_paths.files_of(
+        {"path": str(folder), "format": "pickle"})
     assert container_paths.files_of(gguf("/m.gguf")) == ["/m.gguf"]
     assert container_paths.files_of({"path": "/no/such", "format": "safetensors"}) == ["/no/such"]
     assert container_paths.files_of(gguf("/m-00001-of-00000.gguf")) == ["/m-00001-of-00000.gguf"]

@@ -165,6 +165,8 @@ def test_all_is_read_and_nothing_is_changed(host, daemon):
     host.program("nvidia-ctk")
     host.docker.run("one")
     host.docker.images["example:1"] = "sha256:1"
+    host.docker.say("GET", "/info", (200, {
+        **docker_api.Api().get("/info"), "HttpsProxy": "http://jo:pw@proxy.example.org:3128"}))
     told = daemon(images=["example:1", "example:2"])
     assert (told["changed"], told["state"], told["unit"], told["running"]) == (
         False, "running", "docker.service", ["one"])
@@ -173,6 +175,8 @@ def test_all_is_read_and_nothing_is_changed(host, daemon):
         "version": "26.1.5+dfsg1", "api_version": "1.45", "cgroup_driver": "systemd",
         "cgroup_version": "2", "cdi": False, "cdi_devices": [], "nvidia_runtime": False,
         "live_restore": False, "log_driver": "json-file", "nofile_max": 1048576,
+        "proxies": {"http-proxy": "", "https-proxy": "http://***@proxy.example.org:3128",
+                    "no-proxy": ""},
         "memlock_unlimited": True, "device_nodes": {UUIDS[0]: ["/dev/nvidia0"]}}
     assert told["nvidia"] == {
         "ctk": str(host.root / "bin/nvidia-ctk"), "runtime": "", "hook": "", "refresh": True,

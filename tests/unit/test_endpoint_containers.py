@@ -14,6 +14,7 @@ import tempfile
 import threading
 
 import endpoint_switch
+import laid_snapshots
 import pytest
 from endpoint_host import Host, contained, fake, guard_of, healthy, other_run
 from fake_docker import Docker
@@ -28,6 +29,7 @@ from ansible.module_utils.firstlight import (
     services,
 )
 from ansible.module_utils.firstlight.planning import way_in
+from ansible.module_utils.firstlight.snapshots import layout
 
 
 @pytest.fixture
@@ -632,6 +634,23 @@ def test_a_cache_and_an_image_that_somebody_else_needs_stay(host, docker):
     assert [one.exists() for one in cache] == [True, True, False]
     assert {"example.org/named:1", "example.org/spared:1", "example.org/theirs:1"} \
         <= set(docker.images)
+
+
+def test_a_snapshot_goes_with_the_last_generation_that_needs_it(host):
+    cache = os.path.join(host.root, "models", "hub")
+    plans = []
+    for number in range(3):
+        commit = str(number) * 40
+        laid_snapshots.lay(cache, {"config.json": b"%d" % number}, commit=commit)
+        made = contained()
+        plans.append({**made, "hash": str(number) * 64, "model": {
+            **made["model"], "path": layout.snapshot(cache, laid_snapshots.REPO, commit)}})
+    for plan in plans:
+        host.switched(plan, keep=1)
+    assert [os.path.exists(one["model"]["path"]) for one in plans] == [False, True, True]
+    # One that another plan of the run is to have stays, whatever became of its endpoint.
+    host.switched(contained(), keep=0, spared=[plans[1]["model"]["path"] + "/config.json"])
+    assert [os.path.exists(one["model"]["path"]) for one in plans] == [False, True, False]
 
 
 @pytest.mark.parametrize("named", [

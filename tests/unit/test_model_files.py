@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import json
 import os
 import pathlib
@@ -857,9 +858,38 @@ def test_a_tensor_in_another_file_than_the_index_names_is_told(parts):
     assert "b is in %s, not in %s" % (SECOND, FIRST) in said
 
 
-def test_a_tensor_that_no_file_has_is_told(parts):
+def test_a_file_that_has_none_of_its_tensors_is_another_one(parts):
     shard(parts, SECOND, "d")
     assert "c of " + SECOND in complaint(parts)
+
+
+def test_tensors_that_no_file_has_are_told_and_the_model_is_read(parts):
+    """As converters write it that leave tied tensors out."""
+    (parts / INDEX).write_text(json.dumps({"weight_map": {
+        "a": FIRST, "b": FIRST, "c": SECOND, "lm_head.weight": SECOND}}))
+    assert described(parts)["absent"] == ["lm_head.weight"]
+
+
+def fingerprint_as_it_was(directory):
+    """Of the config and of all files of safetensors, whatever names them."""
+    digest = hashlib.sha256(json.dumps(
+        json.loads((directory / "config.json").read_text()), sort_keys=True).encode())
+    for path in sorted(directory.glob("*.safetensors")):
+        digest.update(b"%d %d\n" % (path.stat().st_size, path.stat().st_mtime_ns))
+    return digest.hexdigest()
+
+
+def test_a_fingerprint_is_that_of_earlier_releases(parts):
+    assert described(parts)["fingerprint"] == fingerprint_as_it_was(parts)
+    shard(parts, "consolidated.safetensors", "a", "b", "c")
+    assert described(parts)["fingerprint"] == fingerprint_as_it_was(parts)
+
+
+def test_hidden_files_are_not_the_models(directory):
+    """Such as macOS leaves on a share."""
+    before = described(directory)
+    (directory / "._model.safetensors").write_bytes(b"Mac OS X")
+    assert described(directory) == before
 
 
 def test_a_tensor_that_two_files_have_is_told(parts):

@@ -464,7 +464,35 @@ def test_a_path_through_a_link_to_a_folder_is_resolved(folder, tmp_path):
     model, found = told(tmp_path / "link")
     assert found == []
     assert (model["path"], model["resolved_path"]) == (str(tmp_path / "link"), str(folder))
-    assert model["folders"] == [str(folder)]
+    assert model["folders"] == [str(tmp_path / "link")]
+
+
+def test_the_folders_of_a_cache_behind_a_link_are_called_as_it_is_asked_for(folder, tmp_path):
+    snapshot = as_cache(folder, tmp_path / "hub")
+    (tmp_path / "data").symlink_to("hub")
+    asked = tmp_path / "data" / snapshot.relative_to(tmp_path / "hub")
+    model, found = told(asked)
+    assert found == []
+    assert model["folders"] == [str(asked.parents[1] / "blobs"), str(asked)]
+
+
+def test_an_absolute_link_needs_the_folder_by_its_own_name(folder, tmp_path):
+    os.replace(folder / "model.safetensors", folder / "weights")
+    (folder / "model.safetensors").symlink_to(folder / "weights")
+    (tmp_path / "link").symlink_to(folder)
+    assert told(tmp_path / "link")[0]["folders"] == [str(tmp_path / "link"), str(folder)]
+
+
+@pytest.mark.parametrize(("name", "severity"), [
+    ("output_layer.weight", "info"), ("model.layers.7.mlp.up_proj.weight", "warning")])
+def test_tensors_of_the_index_that_are_in_no_file_do_not_refuse_a_model(folder, name, severity):
+    with open(folder / "model.safetensors", "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    write(folder, "model.safetensors.index.json", {"weight_map": dict.fromkeys(
+        [name, *(key for key in header if key != "__metadata__")], "model.safetensors")})
+    found = only(folder)
+    assert (found["id"], found["severity"]) == ("model-absent-tensors", severity)
+    assert name in found["found"]
 
 
 def test_links_in_a_circle_end(folder):

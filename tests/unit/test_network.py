@@ -61,7 +61,8 @@ def test_what_the_role_has_where_nobody_sets_anything_asks_nothing_of_a_host():
     assert {name: network.OPTIONS[name] for name in given_} == given_
     told = network.unasked(given_, ENDPOINTS)
     assert (told["asked"], told["findings"]) == (False, [])
-    assert told["decision"]["hub"] == OFFICIAL
+    assert told["decision"]["hub"] == network.shown_hub(OFFICIAL)
+    assert set(told["decision"]["hub"]) == {"kind", "url", "trusted"}
     assert told["decision"]["environment"] == {}
 
 
@@ -187,7 +188,9 @@ def test_of_a_hook_known_variables_alone_are_taken_and_no_value_needs_quotes(exp
     ("ALL_PROXY", "socks5h://127.0.0.1:1080", True), ("PIP_INDEX_URL", "socks5://x:1", False),
     ("http_proxy", "$(id)", False), ("no_proxy", "localhost,127.0.0.1, .example.org", True),
     ("SSL_CERT_FILE", "ca.pem", False), ("REQUESTS_CA_BUNDLE", "/etc/ssl/ca.pem", True),
-    ("PIP_TIMEOUT", "x", False), ("PIP_RETRIES", "3", True), ("HF_ENDPOINT", "http://[::1", False)])
+    ("PIP_TIMEOUT", "x", False), ("PIP_RETRIES", "3", True), ("HF_ENDPOINT", "http://[::1", False),
+    ("HF_ENDPOINT", "http://jo:pw@x.example.org", False), ("HF_ENDPOINT", "jo:pw@x", False),
+    ("HF_ENDPOINT", "https://x.example.org", True)])
 def test_a_value_is_of_its_kind(name, value, right):
     taken, wrong = network.exported("/etc/turbo", {name: value})
     assert (taken == {name: value}) is right

@@ -136,8 +136,7 @@ def test_the_quickest_hub_is_chosen_and_what_is_wrong_with_each_other_is_told(ho
     dead, silent = net.nobody(), net.silent()
     urls = [dead, wall.url, slow.url, silent, down.url, private.url, quick.url]
     result = host.set(hub_endpoints=hubs(*urls))
-    assert result["hub"] == {"kind": "huggingface", "url": quick.url, "trusted": False,
-                             "xet": False}
+    assert result["hub"] == {"kind": "huggingface", "url": quick.url, "trusted": False}
     assert verdicts(result) == {
         dead: "dead", wall.url: "wrong", slow.url: "slow", silent: "dead", down.url: "refused",
         private.url: "unmeasured", quick.url: "ok"}
@@ -185,7 +184,7 @@ def test_modelscope_is_known_by_its_lists_and_no_hub_of_the_other_kind(host, net
     result = host.set(hub_endpoints=[
         {"url": wall.url, "kind": "modelscope"}, {"url": other.url, "kind": "modelscope"},
         {"url": scope.url + "/", "kind": "modelscope"}])
-    assert result["hub"] == {"kind": "modelscope", "url": scope.url, "trusted": False, "xet": False}
+    assert result["hub"] == {"kind": "modelscope", "url": scope.url, "trusted": False}
     assert verdicts(result) == {wall.url: "wrong", other.url: "wrong", scope.url: "ok"}
     assert host.variables() == {}, "no library of Hugging Face's can ask it"
 
@@ -433,7 +432,7 @@ def test_what_a_hook_exports_is_taken_with_where_it_is_from(host, net, hook):
     assert "not sourced in check mode" in reason(checked)
     result = host.run(hook=path)
     assert result["hub"] == {"kind": "huggingface", "url": "http://hub.example.org",
-                             "trusted": False, "xet": False}
+                             "trusted": False}
     assert "%s exports HF_ENDPOINT, http_proxy." % path in result["reasons"]
     assert host.variables() == {
         "HF_ENDPOINT": "http://hub.example.org", "HF_HUB_DISABLE_XET": "1", "http_proxy": way.url,
@@ -455,6 +454,8 @@ def test_a_hook_that_was_asked_for_gives_way_to_what_is_asked_for(host, net, hoo
     ("echo no licence for jo:hunter2@proxy >&2; return 3\n", "network-hook-failed", "no licence"),
     ("exit 0\n", "network-hook-failed", "exit"),
     ("if\n", "network-hook-failed", "ends with"),
+    ("export OTHER=1; false\n", "network-hook-failed", "ends with 1"),
+    ("export HF_ENDPOINT=http://jo:hunter2@127.0.0.1:9\n", "network-hook-garbage", "HF_ENDPOINT"),
     ("export http_proxy='http://jo:hunter2@x;y z'\n", "network-hook-garbage", "http_proxy"),
     ("export SSL_CERT_FILE=/nowhere/ca.pem\n", "network-hook-garbage", "/nowhere/ca.pem")])
 def test_a_hook_that_is_not_well_is_a_finding(host, hook, monkeypatch, text, id_, words):
@@ -465,6 +466,14 @@ def test_a_hook_that_is_not_well_is_a_finding(host, hook, monkeypatch, text, id_
     assert words in result["msg"]
     assert SECRET not in json.dumps(result)
     assert not host.root.exists()
+
+
+def test_a_hook_that_ends_with_another_status_and_has_exported_is_a_warning(host, hook):
+    path = hook("export http_proxy=http://127.0.0.1:9\n[ -f /nowhere ] && export Y=1\n")
+    result = host.run(hook=path, probe="never")
+    assert [(one["id"], one["severity"]) for one in result["findings"]] == [
+        ("network-hook-failed", "warning")]
+    assert host.variables()["http_proxy"] == "http://127.0.0.1:9"
 
 
 def test_a_hook_that_is_not_there_or_says_nothing_is_a_finding(host, hook):

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 
 import network_servers as rig
 import pytest
@@ -20,16 +21,34 @@ def net():
         yield servers
 
 
+def _without_root(folder):
+    """The path of a Python in which nobody is root, so that no module does root's part.
+
+    The tests' own Python may lie where another user could not start it.
+    """
+    (folder / "site").mkdir()
+    (folder / "site/sitecustomize.py").write_text("import os\nos.geteuid = lambda: 65534\n")
+    path = folder / "python"
+    path.write_text(
+        "#!/bin/sh\nexport PYTHONPATH='%s'\n"
+        "'%s' -c 'import os, sys; sys.exit(os.geteuid() != 65534)' || exit 99\n"
+        "exec '%s' \"$@\"\n" % (folder / "site", sys.executable, sys.executable))
+    path.chmod(0o755)
+    return str(path)
+
+
 @pytest.fixture
 def play(repository, tmp_path, remote_calls, monkeypatch):
     """Run the role here, without root's part; gives its status, its output and its fact."""
+    interpreter = _without_root(tmp_path)
     for name in [*os.environ]:
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
     def run(*options, entry="main", **variables):
         (tmp_path / "vars.json").write_text(json.dumps(
-            {"firstlight_root": str(tmp_path / "root"), **variables}))
+            {"firstlight_root": str(tmp_path / "root"), "ansible_python_interpreter": interpreter,
+             **variables}))
         fact = tmp_path / "fact.json"
         tasks = [{"name": "Set the way out", "ansible.builtin.import_role": {
             "name": "network_access", "tasks_from": entry}}]
@@ -58,9 +77,10 @@ def test_where_nothing_is_asked_for_no_host_is_asked_and_the_usual_hub_is_it(
         play, remote_calls, tmp_path):
     status, output, fact = play()
     assert status == 0, output
-    assert fact == {"hub": {"kind": "huggingface", "url": "https://huggingface.co", "trusted": True,
-                            "xet": True}, "offline": False, "registry_mirrors": [],
-                    "environment": {}, "reasons": [], "findings": []}
+    assert fact == {
+        "hub": {"kind": "huggingface", "url": "https://huggingface.co", "trusted": True},
+        "offline": False, "registry_mirrors": [], "environment": {}, "reasons": [],
+        "findings": []}
     remote_calls.expect(role={})
     assert not (tmp_path / "root").exists()
 
@@ -72,7 +92,7 @@ def test_a_question_and_the_same_again_are_one_call_each_and_then_it_is_taken_ba
              "network_access_root": str(tmp_path / "root")}
     status, output, fact = play(**asked)
     assert status == 0, output
-    assert fact["hub"] == {"kind": "huggingface", "url": hub.url, "trusted": False, "xet": False}
+    assert fact["hub"] == {"kind": "huggingface", "url": hub.url, "trusted": False}
     assert fact["environment"] == {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
     assert "X-Repo-Commit" in " ".join(fact["reasons"])
     assert "Models come from %s" % hub.url in output
@@ -95,16 +115,16 @@ def test_a_password_is_not_said_however_much_is_said(play, net, tmp_path):
     asked = {"network_access_hub_endpoints": [{"url": "http://hub.example.org"}],
              "network_access_proxy": {"http": "http://jo:%s@127.0.0.1:%d" % (SECRET, way.port)},
              "network_access_probe_s": 10}
-    if os.geteuid() == 0:
-        # The system's part is for containers that play hosts.
-        asked["network_access_offline"] = True
     status, output, fact = play("-vvvv", "--diff", **asked)
     assert status == 0, output
     assert SECRET not in output
     assert SECRET not in json.dumps(fact)
-    for path in (tmp_path / "root").rglob("*"):
-        if path.is_file() and SECRET in path.read_text():
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert fact["environment"]["http_proxy"] is None
+    kept = [path for path in (tmp_path / "root").rglob("*")
+            if path.is_file() and SECRET in path.read_text()]
+    assert tmp_path / "root/network/environment" in kept
+    assert {stat.S_IMODE(path.stat().st_mode) for path in kept} == {0o600}
+    assert way.requests, "the hub was not asked by the proxy"
     failed, output, _ = play("-vvvv", **{**asked, "network_access_proxy": {
         "http": "http://jo:%s @127.0.0.1" % SECRET}})
     assert failed != 0

@@ -132,6 +132,7 @@ ARGUMENTS = {
     "health_with_checks": st.tuples(strategies.REPORTS, strategies.LIBRARY_CHECKS),
     "host_health": st.tuples(strategies.hosts(), st.just(strategies.HEALTH_CATALOG)),
     "image_findings": container_strategies.REFUSED,
+    "images_way": container_strategies.WAYS,
     "network_question": st.tuples(
         st.dictionaries(st.sampled_from(sorted(network.OPTIONS)), strategies.JSON, max_size=4),
         st.just([{"host": "hub.example.org", "kind": "modelscope", "trusted": True,

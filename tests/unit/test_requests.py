@@ -509,6 +509,9 @@ MAPPED = {
     "not in the middle": ("/srv/ceph/m.gguf", "/srv/ceph/m.gguf"),
     "itself": ("/ceph", "/fsx"), "itself as a folder": ("/ceph/", "/fsx/"),
     "an address": ("file:///ceph/a%20b", "/fsx/a b"),
+    "two slashes": ("//ceph//m.gguf", "/fsx/m.gguf"),
+    "a way round": ("/a/../ceph/./m.gguf", "/fsx/m.gguf"),
+    "a way out": ("/ceph/../m.gguf", "/ceph/../m.gguf"),
 }
 
 
@@ -517,6 +520,7 @@ def test_a_path_is_mapped(case):
     asked, wanted = MAPPED[case]
     [request], wrong = requests.normalise([{**GOOD, "model": asked}], MAP)
     assert (wrong, request["model"], request["model_kind"]) == ([], wanted, "path")
+    assert request["asked_model"] == asked
 
 
 def test_every_path_of_an_endpoint_is_mapped_and_nothing_else():
@@ -525,14 +529,16 @@ def test_every_path_of_an_endpoint_is_mapped_and_nothing_else():
         "engine": "vllm", "engine_version": "0.24.0", "engine_python": "/ceph/bin/python",
         "tls_certificate": "/ceph/c.pem", "tls_key": "/ceph/k.pem", "extra_args": [
             "--chat-template", "/ceph/x.jinja", "--tokenizer=/ceph/t", "--x={\"a\": \"/ceph\"}",
-            "--y=a=/ceph/z", "/cephalus", 7]}], MAP)
+            "--y=a=/ceph/z", "sql=/ceph/lora", "{\"a=\": \"b=/ceph\"}", "http://a/?q=/ceph",
+            "/cephalus", 7]}], MAP)
     assert wrong == []
     assert {key: request[key] for key in (
         "model", "engine_python", "tls_certificate", "tls_key", "extra_args")} == {
         "model": "ceph/name", "engine_python": "/fsx/bin/python", "tls_certificate": "/fsx/c.pem",
         "tls_key": "/fsx/k.pem", "extra_args": [
             "--chat-template", "/fsx/x.jinja", "--tokenizer=/fsx/t", "--x={\"a\": \"/ceph\"}",
-            "--y=a=/ceph/z", "/cephalus", "7"]}
+            "--y=a=/fsx/z", "sql=/fsx/lora", "{\"a=\": \"b=/ceph\"}", "http://a/?q=/ceph",
+            "/cephalus", "7"]}
 
 
 @pytest.mark.parametrize("path_map", [None, {}])

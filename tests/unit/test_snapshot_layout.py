@@ -469,3 +469,20 @@ def test_only_the_cache_is_opened_and_bits_of_a_group_stay(cache, tmp_path):
 
 def test_a_snapshot_that_is_not_there_has_nothing_to_open(cache):
     assert layout.readable(cache, REPO, COMMIT) == []
+
+
+def test_a_snapshot_that_is_forgotten_takes_what_no_other_needs(cache):
+    other = COMMIT[::-1]
+    laid_snapshots.lay(cache, {"config.json": b"{}", "model.safetensors": b"old"})
+    laid_snapshots.lay(cache, {"config.json": b"{}", "model.safetensors": b"new"}, commit=other)
+    blobs = pathlib.Path(layout.folder(cache, REPO), "blobs")
+    before = {path.read_bytes() for path in blobs.iterdir()}
+    assert before == {b"{}", b"old", b"new"}
+    layout.forget(cache, REPO, COMMIT)
+    assert {path.read_bytes() for path in blobs.iterdir()} == {b"{}", b"new"}
+    assert not os.path.exists(layout.snapshot(cache, REPO, COMMIT))
+    assert layout.read_tree(cache, REPO, COMMIT) is None
+    assert layout.missing(cache, layout.read_tree(cache, REPO, other), layout.read_tree(
+        cache, REPO, other).entries) == []
+    layout.forget(cache, REPO, other)
+    assert not os.path.exists(layout.folder(cache, REPO))

@@ -26,6 +26,7 @@ from supervised import free_port, until
 
 from ansible.module_utils.firstlight import processes
 from ansible.module_utils.firstlight.snapshots import entries, fetch, layout, server
+from ansible.module_utils.firstlight.transaction import Busy
 
 ROOT = pathlib.Path(__file__).parents[2]
 REPO, SECRET = "firstlight/canary", "correct-horse"
@@ -56,9 +57,9 @@ def cache(origin, tmp_path):
 def serving(origin):
     """Serve manifests of a cache from a thread; gives the server."""
     with contextlib.ExitStack() as kept:
-        def serve(cache=origin[0], manifests=(origin[1],), connections=server.CONNECTIONS):
+        def serve(cache=origin[0], manifests=(origin[1],), **how):
             made = kept.enter_context(server.Server(
-                server.Shelf(str(cache), manifests), "127.0.0.1", 0, SECRET, connections))
+                server.Shelf(str(cache), manifests), "127.0.0.1", 0, SECRET, **how))
             over = threading.Event()
             thread = threading.Thread(target=made.serve, args=(600, 600, over.is_set))
             thread.start()
@@ -69,9 +70,10 @@ def serving(origin):
         yield serve
 
 
-def ask(made, path, method="GET", secret=SECRET, **headers):
-    """One request on a connection of its own: status, headers and body."""
-    there = http.client.HTTPConnection(*made.server_address[:2], timeout=30)
+def ask(made, path, method="GET", secret=SECRET, here="", **headers):
+    """One request on a connection of its own, from an address: status, headers and body."""
+    there = http.client.HTTPConnection(*made.server_address[:2], timeout=30,
+                                       source_address=(here, 0))
     with contextlib.closing(there):
         there.request(method, urllib.parse.quote(path), headers={
             **({"Authorization": "Bearer " + secret} if secret else {}),
@@ -393,6 +395,57 @@ def test_more_connections_than_it_takes_wait_or_are_closed(origin, serving):
     assert until(lambda: _answers(made, origin[1]))
 
 
+def is_cut(there):
+    """Whether the other side closed the connection, and said nothing."""
+    with contextlib.suppress(ConnectionError):
+        return there.recv(1) == b""
+    return True
+
+
+@pytest.mark.parametrize("told", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+def test_who_does_not_show_the_secret_soon_is_cut(origin, serving, told):
+    made = serving(head_s=1)
+    there = http.client.HTTPConnection(*made.server_address[:2], timeout=30)
+    with contextlib.closing(there), \
+            socket.create_connection(made.server_address[:2], timeout=30) as stranger:
+        there.request("GET", file_path(origin[1]), headers={"Authorization": "Bearer " + SECRET})
+        there.getresponse().read()
+        stranger.sendall(told)
+        assert is_cut(stranger)
+        # Who has shown it may be quiet for longer.
+        port = there.sock.getsockname()[1]
+        there.request("GET", file_path(origin[1]), headers={"Authorization": "Bearer " + SECRET})
+        assert there.getresponse().status == 200
+        assert there.sock.getsockname()[1] == port
+
+
+def test_who_sends_a_letter_now_and_then_is_cut_too(serving):
+    made = serving(head_s=1)
+    with socket.create_connection(made.server_address[:2], timeout=0.1) as stranger:
+        def trickled():
+            try:
+                stranger.sendall(b"G")
+                return stranger.recv(1) == b""
+            except socket.timeout:
+                return False
+            except ConnectionError:
+                return True
+
+        assert until(trickled)
+
+
+def test_silent_connections_of_one_address_leave_room_for_others(origin, serving):
+    made = serving(connections=server.STRANGERS + 1, head_s=600)
+    with contextlib.ExitStack() as kept:
+        for _ in range(server.STRANGERS):
+            kept.enter_context(socket.create_connection(made.server_address[:2], timeout=30))
+        for _ in range(2):
+            with socket.create_connection(made.server_address[:2], timeout=30) as more:
+                assert is_cut(more)
+        assert ask(made, file_path(origin[1]), here="127.0.0.2")[0] == 200
+    assert until(lambda: _answers(made, origin[1]))
+
+
 def _answers(made, manifest):
     with contextlib.suppress(http.client.HTTPException, OSError):
         return ask(made, file_path(manifest))[0] == 200
@@ -474,13 +527,39 @@ def test_who_starts_it_again_finds_it(root, origin):
     assert (again["pid"], again["port"]) == (told["pid"], told["port"])
 
 
-@pytest.mark.parametrize("how", [{"secret": "another"}, {"port": None}])
-def test_one_that_serves_otherwise_is_ended_first(root, origin, how):
+def test_one_that_serves_otherwise_is_ended_first(root, origin):
     told = start(root, origin)
-    other = start(root, origin, **{
-        name: free_port() if value is None else value for name, value in how.items()})
+    other = start(root, origin, port=free_port())
     assert other["began"] and is_gone(told)
-    assert ask(At(other), file_path(origin[1]), secret=how.get("secret", SECRET))[0] == 200
+    assert ask(At(other), file_path(origin[1]))[0] == 200
+
+
+def test_one_that_another_secret_began_is_left(root, origin):
+    told = start(root, origin)
+    with pytest.raises(Busy, match="another run serves from here, since 20..-"):
+        start(root, origin, secret="another")
+    assert server.stop(root, "another")["was"] is False
+    assert ask(At(told), file_path(origin[1]))[0] == 200
+    assert server.stop(root, SECRET)["why"] == "stopped"
+    assert is_gone(told)
+    assert start(root, origin, secret="another")["began"]
+    assert server.stop(root)["why"] == "stopped", "who names no secret ends any"
+
+
+def test_what_another_run_left_is_in_nobodys_way(root, origin):
+    told = start(root, origin, idle_s=1)
+    until(lambda: is_gone(told) and server.taken(root, "another") is None)
+    assert start(root, origin, secret="another")["began"]
+
+
+def test_one_that_is_about_to_serve_is_left_too(root, origin):
+    told = start(root, origin)
+    state = json.loads(pathlib.Path(server.file_of(root)).read_text())
+    pathlib.Path(server.file_of(root)).write_text(json.dumps(dict(state, progress={})))
+    assert server.taken(root, SECRET) is None
+    assert server.taken(root, "another") == state["since"]
+    assert server.stop(root, "another")["was"] is False
+    os.kill(told["pid"], signal.SIGTERM)
 
 
 def test_nothing_secret_is_written_down(root, origin):
@@ -612,6 +691,21 @@ def test_it_is_started_once_and_stopped_once(served, root, origin):
     assert (ended["changed"], ended["running"], ended["url"]) == (True, False, "")
     assert (ended["served_bytes"], ended["requests"]) == (entry(origin[1]).size, 1)
     assert served("stopped")["changed"] is False
+
+
+def test_what_another_run_serves_is_left_and_said(served, root, origin):
+    made = served()
+    ask(At(server.standing(root)), file_path(origin[1]))
+    for check in (True, False):
+        refused = served(secret="of-somebody-else", check=check)
+        assert refused["failed"]
+        assert "another run serves from here, since 20" in refused["msg"]
+        assert "-a 'root=%s state=stopped'" % root in refused["msg"]
+        left = served("stopped", secret="of-somebody-else", check=check)
+        assert (left["changed"], left["running"], left["served_bytes"]) == (False, True, 0)
+    assert served()["url"] == made["url"]
+    ended = served("stopped", secret=SECRET)
+    assert (ended["changed"], ended["running"], ended["requests"]) == (True, False, 1)
 
 
 def test_another_snapshot_makes_it_another_server(served, root):

@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterable, List, Optional
 
 from .. import docker_api
 from ..docker_api import Api, Away, Refused, quoted
+from ..planning.network import masked
 from ..runner import run
 from . import cdi
 from .reading import Reader
@@ -21,6 +22,7 @@ PID_FILES = ("/var/run/docker.pid", "/run/docker.pid")
 UNIT = "docker.service"
 UNIT_OF = re.compile(r"/([^/]+\.service)$", re.MULTILINE)
 CAP_SYS_RESOURCE = 24
+PROXIES = {"http-proxy": "HttpProxy", "https-proxy": "HttpsProxy", "no-proxy": "NoProxy"}
 # Of a service that systemd starts, a client waits for this long at most.
 TIMEOUT_S = 20.0
 
@@ -92,6 +94,8 @@ def engine(api: Api, reader: Reader, pid: Optional[int], nvidia: Dict[str, Any])
         "cdi_devices": sorted(names) if uses else [],
         "nvidia_runtime": "nvidia" in runtimes if isinstance(runtimes, dict) else False,
         "live_restore": info.get("LiveRestoreEnabled") is True,
+        # Masked by the engine too; not by all of them.
+        "proxies": {name: masked(str(info.get(key) or "")) for name, key in PROXIES.items()},
         "log_driver": str(info.get("LoggingDriver") or ""),
         "nofile_max": limits["nofile"],
         "memlock_unlimited": limits["memlock"],

@@ -127,7 +127,7 @@ def _model_folders(model: Dict[str, Any]) -> List[str]:
     for one in sorted({_whole_store(one) for one in model.get("folders") or []}):
         # The root of a host is nobody's folder of models.
         if one != "/" and not any(
-                one == other or one.startswith(other.rstrip("/") + "/") for other in found):
+                (one + "/").startswith(other.rstrip("/") + "/") for other in found):
             found.append(one)
     return found
 

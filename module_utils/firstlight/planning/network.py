@@ -147,7 +147,7 @@ def unasked(options: Mapping[str, Any], endpoints: Sequence[Mapping[str, Any]]) 
     """
     wanted, wrong = question(options, endpoints)
     return {"asked": wanted.asked, "findings": wrong, "decision": {
-        "hub": wanted.hubs[0], "offline": wanted.offline, "registry_mirrors": [],
+        "hub": shown_hub(wanted.hubs[0]), "offline": wanted.offline, "registry_mirrors": [],
         "environment": {}, "reasons": [], "findings": []}}
 
 
@@ -267,6 +267,11 @@ def _proxy(given: Any, wrong: List[Finding]) -> Dict[str, str]:
     return found
 
 
+def shown_hub(hub: Mapping[str, Any]) -> Dict[str, Any]:
+    """``{kind, url, trusted}`` of a hub, as it is given to others: Xet is a variable's to say."""
+    return {key: hub[key] for key in ("kind", "url", "trusted")}
+
+
 def host_of(url: str) -> str:
     """The host of an address, without its port; empty where there is none."""
     try:
@@ -326,7 +331,8 @@ def exported(hook: str, variables: Mapping[str, str]) -> Tuple[Dict[str, str], L
         wrong.append(finding(
             "network-hook-garbage", hook, "it exports what cannot be used as %s (not shown: there "
             "may be a password in it)" % ", ".join(bad),
-            "addresses as http://host:port, paths of files, and hosts with commas between them",
+            "addresses as http://host:port, HF_ENDPOINT without a login (it would be shown), paths "
+            "of files, and hosts with commas between them",
             "mend %s, or set the proxy with network_access_proxy" % hook))
     elif not found:
         wrong.append(finding(
@@ -344,6 +350,9 @@ def _right(name: str, value: str) -> bool:
         return bool(HOSTS.fullmatch(value))
     if name in TAKEN_NUMBERS:
         return value.isdigit()
+    # What the hub is everybody may see.
+    if name == "HF_ENDPOINT" and has_login(value):
+        return False
     # A proxy without a scheme is one of HTTP to every program that reads these.
     scheme = value if "://" in value else "http://" + value
     return bool(URL.fullmatch(scheme) and host_of(scheme)) or (

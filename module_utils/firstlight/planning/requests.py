@@ -16,8 +16,9 @@ Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 Request = Dict[str, Any]
 """One endpoint as asked for: every key of :data:`DEFAULTS` but ``api_key``, which nothing that
 decides or reports ever holds, and ``where`` (for messages), ``model_kind`` (``canary``, ``path``
-or ``repo``), and of a repository ``repo_id`` and ``quantisation``. Paths are those of the host: the
-map has been applied, and a ``file://`` address is a path."""
+or ``repo``), ``asked_model`` (as it was written), and of a repository ``repo_id`` and
+``quantisation``. Other paths are those of the host: the map has been applied, and a ``file://``
+address is a path."""
 
 VARIABLE = "inference_endpoints"
 ENGINES = ("auto", "vllm", "llama_cpp")
@@ -63,6 +64,8 @@ COMMIT, SHORT_HASH = re.compile(r"[0-9a-fA-F]{40}"), re.compile(r"[0-9a-fA-F]{7,
 # A branch or a tag, as git takes it (git-check-ref-format), in plain letters.
 REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,254}")
 MAP = "model_snapshot_path_map"
+# A name or a flag before what it is set to, in a word of extra_args.
+NAME_BEFORE = re.compile(r"(-{0,2}[A-Za-z0-9][A-Za-z0-9_.-]*=)(.*)", re.DOTALL)
 # Keys that hold one path of the host each.
 PATHS = ("engine_python", "engine_binary", "tls_certificate", "tls_key")
 MODELS = "`canary`, a repository id (org/name, or org/name:Q8_0 for one quantisation of several " \
@@ -102,7 +105,7 @@ def _prefixes(path_map: Any) -> Tuple[Dict[str, str], List[Finding]]:
     for prefix, place in path_map.items():
         if all(isinstance(one, str) and one.startswith("/") and one.isprintable()
                for one in (prefix, place)):
-            prefixes[_without_end(prefix)] = _without_end(place)
+            prefixes[_plain(prefix)] = _without_end(place)
         else:
             findings.append(finding(
                 "path-map-bad-prefix", MAP, "%r: %r" % (prefix, place),
@@ -115,19 +118,30 @@ def _without_end(path: str) -> str:
     return path.rstrip("/") or "/"
 
 
+def _plain(path: str) -> str:
+    """The same absolute path without ``..``, ``.`` and slashes too many."""
+    return "/" + posixpath.normpath(path).lstrip("/")
+
+
 def mapped(path: str, prefixes: Dict[str, str]) -> str:
-    """A path of the host for one that is asked for.
+    """A path of the host for one that is asked for; what no prefix fits is as it was.
 
     :param prefixes: without a slash at the end. Only whole parts of a path fit, and the longest
         prefix that fits is taken, once.
     """
-    fitting = [one for one in prefixes if path == one or path.startswith(one.rstrip("/") + "/")]
+    plain = _plain(path) if path.startswith("/") else path
+    fitting = [one for one in prefixes if plain == one or plain.startswith(one.rstrip("/") + "/")]
     if not fitting:
         return path
     prefix = max(fitting, key=len)
-    rest = path[len(prefix):].lstrip("/")
-    return posixpath.join(prefixes[prefix], rest) if rest else prefixes[prefix] + (
-        "/" if path.endswith("/") and prefixes[prefix] != "/" else "")
+    found = posixpath.join(prefixes[prefix], plain[len(prefix):].lstrip("/")).rstrip("/") or "/"
+    return found + ("/" if path.endswith("/") and found != "/" else "")
+
+
+def _mapped_word(word: str, prefixes: Dict[str, str]) -> str:
+    """A word of a command: a path, or ``name=path``, ``--flag=path``, ``--flag=name=path``."""
+    named = NAME_BEFORE.fullmatch(word)
+    return named[1] + _mapped_word(named[2], prefixes) if named else mapped(word, prefixes)
 
 
 def _on_the_host(request: Request, prefixes: Dict[str, str]) -> None:
@@ -139,11 +153,8 @@ def _on_the_host(request: Request, prefixes: Dict[str, str]) -> None:
         request["model"] = mapped(request["model"], prefixes)
     if not isinstance(request["extra_args"], (list, tuple)):
         return
-    # `--chat-template /ceph/x.jinja`, and the same in one word.
-    request["extra_args"] = [
-        one if not isinstance(one, str) else "=".join(
-            [*one.split("=", 1)[:-1], mapped(one.split("=", 1)[-1], prefixes)])
-        if one.startswith("-") else mapped(one, prefixes) for one in request["extra_args"]]
+    request["extra_args"] = [_mapped_word(one, prefixes) if isinstance(one, str) else one
+                             for one in request["extra_args"]]
 
 
 def _one(index: int, entry: Any, prefixes: Dict[str, str]) -> Tuple[Any, List[Finding]]:
@@ -155,7 +166,7 @@ def _one(index: int, entry: Any, prefixes: Dict[str, str]) -> Tuple[Any, List[Fi
     if isinstance(name, str) and name and name.isprintable():
         where += " (%s)" % name
     request = {key: entry.get(key, default) for key, default in DEFAULTS.items()}
-    request["where"] = where
+    request.update(where=where, asked_model=request["model"])
     findings = _unknown_keys(where, entry) + _model(where, request)
     _on_the_host(request, prefixes)
     for check in (_name, _revision, _choices, _own_engine, _image, _port, _bind, _api_key, _tls,

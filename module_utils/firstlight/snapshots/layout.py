@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import uuid
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set
@@ -195,6 +196,42 @@ def forget_tree(cache: str, repo_id: str, commit: str) -> None:
     """Remove the list of a commit's files, so that it is asked for anew."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(_tree(cache, repo_id, commit))
+
+
+def forget(cache: str, repo_id: str, commit: str) -> None:
+    """Remove a snapshot, with the blobs that no other snapshot of its repository has.
+
+    Its caller has the repository alone. What other fetches have begun stays, unless it was the
+    last snapshot: then the repository goes as a whole.
+
+    :raises OSError: no permission.
+    """
+    own, base = folder(cache, repo_id), snapshot(cache, repo_id, commit)
+    blobs = os.path.join(os.path.realpath(own), "blobs")
+    mine, kept = _blobs_of(base, blobs), set()
+    others = os.path.dirname(base)
+    for other in os.listdir(others):
+        if other != commit:
+            kept.update(_blobs_of(os.path.join(others, other), blobs))
+    shutil.rmtree(base)
+    for path in mine - kept:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    forget_tree(cache, repo_id, commit)
+    if not os.listdir(others):
+        shutil.rmtree(os.path.realpath(own))
+
+
+def _blobs_of(base: str, blobs: str) -> Set[str]:
+    """The blobs that a snapshot's links lead to."""
+    found = set()
+    for one in _files(base):
+        path = os.path.join(base, one)
+        if os.path.islink(path):
+            to = os.path.join(os.path.realpath(os.path.dirname(path)), os.readlink(path))
+            if os.path.dirname(os.path.normpath(to)) == blobs:
+                found.add(os.path.normpath(to))
+    return found
 
 
 def of_snapshot(cache: str, repo_id: str, commit: str) -> Optional[Manifest]:

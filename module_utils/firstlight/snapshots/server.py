@@ -6,11 +6,12 @@ has, and the files, whole or in ranges. Nothing of it imports that library.
 
     server.start(root, shelf, "192.0.2.7", 8473, secret, limit_s=86400, idle_s=900)
     server.standing(root)               # {address, port, ...}
-    server.stop(root)                   # {served_bytes, requests}
+    server.stop(root, secret)           # {served_bytes, requests}
 
 It is a process of its own, ends by itself after a time, and earlier where nobody asks any more: a
-controller that dies leaves no open port. There is no encryption: what is asked for and what is
-served can be read by whoever can listen on that network, and so can the secret.
+controller that dies leaves no open port. A run with another secret does not end it. There is no
+encryption: what is asked for and what is served can be read by whoever can listen on that network,
+and so can the secret.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import uuid
 from typing import Any, BinaryIO, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from .. import detached, paths, processes
+from ..transaction import Busy
 from . import layout
 from .entries import Entry, Manifest
 
@@ -44,6 +46,12 @@ CONNECTIONS = 64
 
 SILENCE_S = 60.0
 """Seconds after which a connection on which nothing moves is closed."""
+
+HEAD_S = 5.0
+"""Seconds from the start of a connection in which the secret has to be shown."""
+
+STRANGERS = 8
+"""At most so many connections of one address that have not shown the secret."""
 
 POLL_S = 0.2
 TOLD_EVERY_S = 5.0
@@ -167,6 +175,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     :param secret: what a client sends as its bearer token.
     :param connections: how many there may be at once.
+    :param head_s: seconds in which a connection has to show the secret.
     :raises OSError: the address is not this host's, or the port is taken.
     """
 
@@ -176,13 +185,16 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     timeout = POLL_S
 
     def __init__(self, shelf: Shelf, address: str, port: int, secret: str,
-                 connections: int = CONNECTIONS) -> None:
+                 connections: int = CONNECTIONS, head_s: float = HEAD_S) -> None:
         if not secret:
             raise ValueError("without a secret nothing is served")
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.shelf, self.count = shelf, Count()
         self._wanted = hashlib.sha256(b"Bearer " + secret.encode()).digest()
         self._slots = threading.BoundedSemaphore(connections)
+        self._head_s, self._lock = head_s, threading.Lock()
+        # Connections that have not shown the secret: whose, and until when they may not.
+        self._strangers: Dict[socket.socket, Tuple[str, float]] = {}
         super().__init__((address, port), Handler)
 
     @property
@@ -202,21 +214,47 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the connection a thread, or close it where there is none for a while."""
-        if not self._slots.acquire(timeout=POLL_S):
+        peer = _peer(str(client_address[0]))
+        with self._lock:
+            there = sum(one == peer for one, until in self._strangers.values())
+        # Who has the secret comes again after a moment; they do not wait for who has not.
+        if there >= STRANGERS or not self._slots.acquire(timeout=POLL_S):
             self.shutdown_request(request)
             return
+        with self._lock:
+            self._strangers[request] = (peer, time.monotonic() + self._head_s)
         try:
             super().process_request(request, client_address)
         except BaseException:
+            self.is_known(request)
             self._slots.release()
             raise
+
+    def is_known(self, request: socket.socket) -> None:
+        """This connection has shown the secret, or is at its end."""
+        with self._lock:
+            self._strangers.pop(request, None)
+
+    def service_actions(self) -> None:
+        """Cut those that have not shown the secret in time, however slowly they go on sending."""
+        with self._lock:
+            for one, (_, until) in self._strangers.items():
+                if time.monotonic() >= until:
+                    with contextlib.suppress(OSError):
+                        one.shutdown(socket.SHUT_RDWR)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one connection to its end."""
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.is_known(request)
             self._slots.release()
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection, which is nobody's then."""
+        self.is_known(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no event."""
@@ -237,6 +275,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             if self.count.idle_s >= idle_s:
                 return "idle"
             self.handle_request()
+            self.service_actions()
             now = self.count.told()
             if now != told and time.monotonic() - at >= TOLD_EVERY_S:
                 tell(now)
@@ -266,6 +305,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self.server.lets_in(self.headers.get("Authorization", "")):
             self._refuse(401, "Unauthorized", "This server wants the key of the run that began it.")
             return
+        self.server.is_known(self.connection)
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self._refuse(400, "BadRequest", "A request with a body is none of reading.")
             return
@@ -409,6 +449,27 @@ def question(shelf: Shelf, address: str, port: int, secret: str) -> str:
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
+def taken(root: str, secret: str) -> Optional[str]:
+    """Since when one runs, or is about to, that another secret began; ``None``: there is none."""
+    state = _state(root)
+    if state is None or state["run"].startswith(_key(secret)):
+        return None
+    guarded = (state.get("result") is None and type(state.get("pid")) is int
+               and _lives(state))
+    return str(state.get("since")) if guarded or _lives(state["progress"]) else None
+
+
+def _key(secret: str) -> str:
+    """How the runs are named that a secret began."""
+    return hashlib.sha256(b"run " + secret.encode()).hexdigest() + "-"
+
+
+def _peer(address: str) -> str:
+    """Whose an address is: of the sixth version a whole network is one host's."""
+    own = ipaddress.ip_address(address.partition("%")[0])
+    return str(ipaddress.ip_network((own, 64), strict=False)) if own.version == 6 else address
+
+
 def standing(root: str) -> Optional[Told]:
     """The server that runs now: ``{question, address, port, served_bytes, requests}``."""
     state = _state(root)
@@ -417,19 +478,23 @@ def standing(root: str) -> Optional[Told]:
 
 def start(root: str, shelf: Shelf, address: str, port: int, secret: str, limit_s: float,
           idle_s: float) -> Told:
-    """Serve from a process of its own; one that serves something else is ended first.
+    """Serve from a process of its own; one of this secret that serves otherwise is ended first.
 
     :param port: 0 is any that is free.
     :param limit_s: seconds after which it ends, whatever is being copied.
     :param idle_s: seconds without a request after which it ends.
     :returns: as :func:`standing`, and ``began``: whether it was not there before.
     :raises OSError: it cannot listen there; the message says why.
+    :raises Busy: one serves that another secret began.
     """
+    since = taken(root, secret)
+    if since is not None:
+        raise Busy("another run serves from here, since %s" % since)
     asked = question(shelf, address, port, secret)
     there = standing(root)
     if there is not None and there["question"] == asked:
         return dict(there, began=False)
-    stop(root)
+    stop(root, secret)
 
     def work(report: detached.Report) -> Told:
         ended: List[int] = []
@@ -447,27 +512,28 @@ def start(root: str, shelf: Shelf, address: str, port: int, secret: str, limit_s
             return {"failed": str(problem)}
 
     # Another one each time: the guard of one that just ended must not take it for its own.
-    run, deadline = uuid.uuid4().hex, time.monotonic() + START_S
+    run, deadline = _key(secret) + uuid.uuid4().hex, time.monotonic() + START_S
     while True:
         told = detached.watch(file_of(root), run, 0, work, dict, limit_s + START_S)
         if told["finished"]:
-            stop(root)
+            stop(root, secret)
             raise OSError(told["result"].get("failed") or "it ended before it served anything")
         if told["progress"]:
             return dict(told["progress"], began=True)
         if time.monotonic() >= deadline:
-            stop(root)
+            stop(root, secret)
             raise OSError("it did not begin to listen within %d s" % START_S)
         time.sleep(POLL_S / 4)
 
 
-def stop(root: str) -> Told:
+def stop(root: str, secret: str = "") -> Told:
     """End the server, or clear away what is left of one that ended by itself.
 
+    :param secret: leave one that another secret began. Empty ends any.
     :returns: ``{was, why, served_bytes, requests}``; ``was``: whether there was anything.
     """
     state = _state(root)
-    if state is None:
+    if state is None or (secret and taken(root, secret) is not None):
         return {"was": False, "why": "", "served_bytes": 0, "requests": 0}
     progress = state["progress"]
     for how, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
