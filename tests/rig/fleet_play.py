@@ -14,7 +14,8 @@ from ansible.module_utils.firstlight.snapshots import layout, server
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 PLAY = [{
-    "name": "Fleet", "hosts": "all", "gather_facts": False,
+    # The filter has the filters loaded here, once, and not by each process that a task forks.
+    "name": "Fleet {{ [] | findings_text }}", "hosts": "all", "gather_facts": False,
     "tasks": [
         {"name": "Outline", "ansible.builtin.import_role": {
             "name": "model_snapshot", "tasks_from": "fleet_outline"}},
