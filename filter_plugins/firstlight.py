@@ -83,6 +83,7 @@ class FilterModule:
             "host_health": health.host_health,
             "image_findings": container_runtime.image_findings,
             "images_way": images_way.images_way,
+            "models_allowed": snapshots.models_allowed,
             "network_question": network.unasked,
             "plan_profile": profiles.plan_profile,
             "plan_table": table.plan_table,

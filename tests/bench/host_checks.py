@@ -10,7 +10,6 @@ most containers.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import pathlib
@@ -27,11 +26,11 @@ ROOT = TESTS.parent
 # Ansible reads it when it is imported.
 os.environ.setdefault("ANSIBLE_CONFIG", str(ROOT / "ansible.cfg"))
 
+sys.path.insert(0, str(ROOT / "tests" / "rig"))
+
 import yaml  # noqa: E402
-from ansible.executor.module_common import modify_module  # noqa: E402
-from ansible.parsing.dataloader import DataLoader  # noqa: E402
 from ansible.plugins.loader import init_plugin_loader  # noqa: E402
-from ansible.template import Templar  # noqa: E402
+from sent_modules import NOTHING, as_sent  # noqa: E402
 
 LIBRARIES, FOLDERS, ROUNDS = 10000, 20, 7
 WANTED_S = 0.5
@@ -40,12 +39,6 @@ AUX_CACHE = "var/cache/ldconfig/aux-cache"
 TOOL = '#!/bin/sh\nexec /sbin/ldconfig "$@"\n'
 # The two questions of module_utils/firstlight/host/ldconfig.py.
 LISTING, REHEARSAL = ["-p"], ["-N", "-X", "-v"]
-NOTHING = """
-from ansible.module_utils.basic import AnsibleModule
-if __name__ == "__main__":
-    AnsibleModule(argument_spec={}).exit_json(changed=False)
-"""
-SENT = itertools.count()
 
 
 def library(folder, soname):
@@ -78,19 +71,6 @@ def make_root(root, folder):
                 content.replace((name % 0).encode(), mine.encode()))
     (here / DRIVER).write_bytes(library(folder, "libcuda.so.1"))
     subprocess.run(["/sbin/ldconfig", "-r", str(root)], check=True)
-
-
-def as_sent(text, folder, **options):
-    """A module as Ansible sends it."""
-    # Ansible keeps what it made by the name.
-    name = "bench_%d" % next(SENT)
-    module = folder / (name + ".py")
-    module.write_text(text)
-    return modify_module(
-        module_name=name, module_path=str(module),
-        module_args=dict(options, _ansible_remote_tmp=str(folder / "tmp")),
-        templar=Templar(loader=DataLoader()),
-        task_vars={"ansible_python_interpreter": sys.executable}).b_module_data
 
 
 def host_checks_of(root, folder):

@@ -10,7 +10,6 @@ what Ansible takes, is timed turn by turn with it.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import pathlib
@@ -28,41 +27,17 @@ TESTS = pathlib.Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 # Ansible reads it when it is imported.
 os.environ.setdefault("ANSIBLE_CONFIG", str(ROOT / "ansible.cfg"))
-sys.path.insert(0, str(TESTS / "rig"))
+sys.path[:0] = [str(TESTS / "rig"), str(ROOT / "molecule" / "deployment_plan" / "files")]
 
 import gguf  # noqa: E402
 import yaml  # noqa: E402
-from ansible.executor.module_common import modify_module  # noqa: E402
-from ansible.parsing.dataloader import DataLoader  # noqa: E402
 from ansible.plugins.loader import init_plugin_loader  # noqa: E402
-from ansible.template import Templar  # noqa: E402
 from model_configs import CONFIGS  # noqa: E402
+from sent_modules import NOTHING, as_sent  # noqa: E402
+from sparse_model import shapes  # noqa: E402
 
 ROUNDS, WANTED_S, SHARDS = 9, 0.5, 30
 TOKENS, MERGES = 128_256, 280_147
-NOTHING = """
-from ansible.module_utils.basic import AnsibleModule
-if __name__ == "__main__":
-    AnsibleModule(argument_spec={}).exit_json(changed=False)
-"""
-SENT = itertools.count()
-
-
-def shapes(config):
-    """Every tensor of a Llama and its shape."""
-    hidden, width = config["hidden_size"], config["intermediate_size"]
-    keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
-    yield "model.embed_tokens.weight", [config["vocab_size"], hidden]
-    for layer in range(config["num_hidden_layers"]):
-        for name, shape in {
-                "self_attn.q_proj": [hidden, hidden], "self_attn.k_proj": [keys, hidden],
-                "self_attn.v_proj": [keys, hidden], "self_attn.o_proj": [hidden, hidden],
-                "mlp.gate_proj": [width, hidden], "mlp.up_proj": [width, hidden],
-                "mlp.down_proj": [hidden, width], "input_layernorm": [hidden],
-                "post_attention_layernorm": [hidden]}.items():
-            yield "model.layers.%d.%s.weight" % (layer, name), shape
-    yield "model.norm.weight", [hidden]
-    yield "lm_head.weight", [config["vocab_size"], hidden]
 
 
 def words():
@@ -136,19 +111,6 @@ def make_gguf(path, config, tokens, merges):
     writer.write_ti_data_to_file()
     writer.close()
     os.truncate(path, path.stat().st_size + total + 64)
-
-
-def as_sent(text, folder, **options):
-    """A module as Ansible sends it."""
-    # Ansible keeps what it made by the name.
-    name = "bench_%d" % next(SENT)
-    module = folder / (name + ".py")
-    module.write_text(text)
-    return modify_module(
-        module_name=name, module_path=str(module),
-        module_args=dict(options, _ansible_remote_tmp=str(folder / "tmp")),
-        templar=Templar(loader=DataLoader()),
-        task_vars={"ansible_python_interpreter": sys.executable}).b_module_data
 
 
 def seconds(module):

@@ -13,7 +13,7 @@ import tempfile
 
 import pytest
 from endpoint_host import Host, contained, healthy
-from fake_docker import DROP, Docker
+from fake_docker import DROP
 from supervised import short_root
 
 from ansible.module_utils.firstlight import (
@@ -26,16 +26,10 @@ from ansible.module_utils.firstlight import (
 
 
 @pytest.fixture
-def docker(monkeypatch, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("d")
-    made = Docker(folder)
-    if len(made.socket) > 100:
-        pytest.skip("the path of a socket would be too long here")
-    monkeypatch.setattr(docker_api, "SOCKETS", (made.socket,))
+def docker(docker, monkeypatch):
+    monkeypatch.setattr(docker_api, "SOCKETS", (docker.socket,))
     monkeypatch.setattr(docker_service.Docker.__init__, "__defaults__", (None, 10.0))
-    made.start()
-    yield made
-    made.end()
+    return docker
 
 
 @pytest.fixture

@@ -788,7 +788,7 @@ def test_the_library_reads_what_was_brought(host):
 
 def test_the_library_is_told_what_to_leave_before_it_is_imported(tmp_path):
     code = ("from ansible.module_utils.firstlight.snapshots import sources; "
-            "hub = sources.library(); c = hub.constants; "
+            "hub = sources.package(); c = hub.constants; "
             "print(c.HF_HUB_DISABLE_XET, c.HF_HUB_DISABLE_TELEMETRY, c.HF_HUB_OFFLINE, "
             "c.HF_HUB_DISABLE_IMPLICIT_TOKEN)")
     ran = subprocess.run(

@@ -133,6 +133,9 @@ ARGUMENTS = {
     "host_health": st.tuples(strategies.hosts(), st.just(strategies.HEALTH_CATALOG)),
     "image_findings": container_strategies.REFUSED,
     "images_way": container_strategies.WAYS,
+    "models_allowed": st.tuples(
+        strategies.ASKED.map(lambda asked: requests.normalise(asked)[0]),
+        st.lists(st.sampled_from(["chat", "/srv/models/m.gguf", "org/name"]), max_size=2)),
     "network_question": st.tuples(
         st.dictionaries(st.sampled_from(sorted(network.OPTIONS)), strategies.JSON, max_size=4),
         st.just([{"host": "hub.example.org", "kind": "modelscope", "trusted": True,

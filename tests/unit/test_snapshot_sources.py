@@ -138,7 +138,7 @@ def fetched(scope):
 
 
 def test_a_model_comes_from_modelscope_and_stays(run, scope, monkeypatch):
-    monkeypatch.setattr(sources, "library", lambda: pytest.fail("not needed"))
+    monkeypatch.setattr(sources, "package", lambda: pytest.fail("not needed"))
     before = run("outlined", token="ms-token")
     assert before["findings"] == []
     told = run(token="ms-token")
@@ -229,7 +229,7 @@ def test_a_library_that_cannot_be_imported_is_no_library(monkeypatch, tmp_path):
     with contextlib.suppress(KeyError):
         monkeypatch.delitem(sources.sys.modules, "huggingface_hub")
     with pytest.raises(sources.NoLibrary, match="SyntaxError"):
-        sources.library()
+        sources.package()
 
 
 def test_another_host_of_the_fleet_is_asked_by_no_proxy(monkeypatch, tmp_path):

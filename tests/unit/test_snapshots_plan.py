@@ -239,3 +239,13 @@ def test_what_is_mounted_is_there_before_its_files_are_and_stays_whose_it_is():
 def test_what_a_request_without_a_repository_has():
     [request] = asking.normalise([{"name": "chat", "model": "canary"}])[0]
     assert (request["repo_id"], request["quantisation"]) == (None, None)
+
+
+@pytest.mark.parametrize("names", [["chat"], ["/ceph/models/m"], ["/fsx/models/m"]],
+                         ids=["endpoint", "as it is asked for", "as it is mapped"])
+def test_a_model_is_allowed_by_each_of_its_names_and_no_other_is(names):
+    taken = asking.normalise([{"name": "chat", "model": "/ceph/models/m"},
+                              {"name": "code", "model": "/fsx/models/other", "port": 8001}],
+                             {"/ceph": "/fsx"})[0]
+    assert snapshots.models_allowed(taken, names) == ["/fsx/models/m"]
+    assert snapshots.models_allowed(taken, ["m", "models/m"]) == []

@@ -138,3 +138,14 @@ def snapshots_due(wanted: List[Wanted], outlined: Outlined, verify: str = "fast"
                 verify != "full" or found["verified"] == "full")):
             due.append({**one, "revision": found["commit"]})
     return due
+
+
+def models_allowed(requests: List[Request], names: Collection[str]) -> List[str]:
+    """The models among these that are named.
+
+    :param requests: as :func:`.requests.normalise` gives them.
+    :param names: an endpoint may be named, or what it serves: as it is asked for, or as the map of
+        paths has it.
+    """
+    return sorted({request["model"] for request in requests if any(
+        request[key] in names for key in ("name", "asked_model", "model"))})

@@ -118,11 +118,17 @@ def fetch(
 
 
 def incomplete(target: str) -> int:
-    """Bytes of a file that an earlier run has left."""
+    """Bytes of a file that an earlier run has left, as far as they are on the disk."""
+    return on_disk(target + INCOMPLETE)
+
+
+def on_disk(path: str) -> int:
+    """Bytes of a file that take room already; 0 where there is none."""
     try:
-        return os.stat(target + INCOMPLETE).st_size
+        status = os.stat(path)
     except OSError:
         return 0
+    return min(status.st_size, status.st_blocks * 512)
 
 
 def opener(context: Optional[ssl.SSLContext] = None,

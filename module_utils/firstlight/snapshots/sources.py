@@ -250,9 +250,9 @@ class HuggingFace(Source):
 
     def __init__(self, url: str, token: Optional[str]) -> None:
         super().__init__(url, token)
-        self.library = library()
+        self._package = package()
         # False, not None: the token of whoever is logged in on the host is not ours to show.
-        self._api = self.library.HfApi(endpoint=self.url, token=self._token or False,
+        self._api = self._package.HfApi(endpoint=self.url, token=self._token or False,
                                        library_name=USER_AGENT)
 
     def resolve(self, repo_id: str, revision: Optional[str]) -> str:
@@ -283,8 +283,8 @@ class HuggingFace(Source):
 
     def check(self, repo_id: str, commit: str, entry: Entry) -> None:
         """See :meth:`Source.check`; a mirror that drops headers is found here too."""
-        url = self.library.hf_hub_url(repo_id, entry.path, revision=commit, endpoint=self.url)
-        found = self._asked(lambda: self.library.get_hf_file_metadata(
+        url = self._package.hf_hub_url(repo_id, entry.path, revision=commit, endpoint=self.url)
+        found = self._asked(lambda: self._package.get_hf_file_metadata(
             url, token=self._token or False, timeout=TIMEOUT_S), repo_id, commit, entry.path)
         if not found.commit_hash:
             raise HubProblem(self.not_a_hub(repo_id, "no header X-Repo-Commit in its answer"))
@@ -475,7 +475,7 @@ def environment() -> None:
         os.environ.pop(name, None)
 
 
-def library() -> Any:
+def package() -> Any:
     """huggingface_hub.
 
     :raises NoLibrary: when it is not there or cannot be used.

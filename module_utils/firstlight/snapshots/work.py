@@ -22,7 +22,7 @@ from ansible.module_utils.firstlight import detached, paths
 from ansible.module_utils.firstlight.findings import Finding, finding
 from ansible.module_utils.firstlight.snapshots import layout, sources, verify
 from ansible.module_utils.firstlight.snapshots.entries import Entry, Manifest
-from ansible.module_utils.firstlight.snapshots.fetch import INCOMPLETE, Corrupt, fetch
+from ansible.module_utils.firstlight.snapshots.fetch import Corrupt, fetch, incomplete, on_disk
 from ansible.module_utils.firstlight.snapshots.outline import (
     Origins,
     Settings,
@@ -119,11 +119,7 @@ def space(todo: Sequence[Job], cache: str) -> List[Finding]:
 def _begun(cache: str, job: Job, entry: Entry) -> int:
     """Bytes of a file that an earlier run has left, as far as they are on the disk."""
     target = layout.blob(cache, job.manifest.repo_id, entry)
-    for one in (target, target + INCOMPLETE):
-        with contextlib.suppress(OSError):
-            status = os.stat(one)
-            return min(status.st_size, status.st_blocks * 512)
-    return 0
+    return on_disk(target) or incomplete(target)
 
 
 def file(root: str, set_: str) -> str:

@@ -58,4 +58,5 @@ def main(folder):
         file.truncate(file.tell() + end)
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])
