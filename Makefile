@@ -129,10 +129,6 @@ molecule: rig ## Run the molecule scenarios
 rig: $(DEV)/ready ## Bring Docker and the images of the hosts that molecule plays on
 	@$(RIG) images
 
-.PHONY: rig-engines
-rig-engines: rig ## Bring the images of inference engines too
-	@$(RIG) engines
-
 .PHONY: rig-down
 rig-down: $(DEV)/ready ## Remove those hosts, and stop Docker if the rig started it
 	@$(RIG) teardown

@@ -16,7 +16,7 @@ LIBRARIES = "libraries"
 """The folder of links to a driver's libraries."""
 
 FOLDERS = ("cache", "canaries", "endpoints", "journal", LIBRARIES, "models", "network",
-           "supervisor", "venvs")
+           "supervisor", "venvs", "wheels", "wheels-aside")
 """What lies directly under the root."""
 
 

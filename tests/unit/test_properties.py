@@ -27,6 +27,9 @@ import profile_strategies
 import pytest
 import strategies
 import supervised
+import wheel_cases
+import wheel_fleets
+import wheel_strategies
 from fake_engine import CONTEXT, MODEL, ORACLE, serving
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -57,6 +60,7 @@ from ansible.module_utils.firstlight.planning import (
     prefetch,
     proof,
     requests,
+    wheel_fleet,
 )
 from ansible.module_utils.firstlight.planning.command import engine_command
 from ansible.module_utils.firstlight.planning.start_budget import FLOOR_SECONDS
@@ -90,6 +94,10 @@ SPECS = st.tuples(CONTAINED, ENGINES).map(
 CONTAINERS = st.fixed_dictionaries({"containers": st.lists(st.fixed_dictionaries({
     "name": strategies.NAMES, "endpoint": st.none() | strategies.NAMES,
     "root": st.none() | strategies.ROOTS}), max_size=2)})
+WHEEL_REQUESTS = wheel_fleets.fleets().map(
+    lambda fleet: [one for about in fleet.values() for one in about["requests"]])
+WHEEL_PLANS = wheel_fleets.fleets().map(
+    lambda fleet: wheel_fleets.carried_out(fleet, "", wheel_fleets.FILES)[2])
 ARGUMENTS = {
     "benchmark_table": st.tuples(strategies.MEASURED),
     "blocking_findings": st.tuples(st.lists(strategies.FINDINGS, max_size=4)),
@@ -121,6 +129,10 @@ ARGUMENTS = {
     "endpoint_keys": st.tuples(strategies.ASKED),
     "endpoint_ports": st.tuples(strategies.ASKED.map(lambda asked: requests.normalise(asked)[0])),
     "endpoint_requests": st.tuples(strategies.ASKED, strategies.PATH_MAPS),
+    "endpoint_wheels": st.tuples(
+        strategies.ASKED.map(lambda asked: requests.normalise(asked)[0]), st.dictionaries(
+            st.sampled_from([wheel_fleets.PYTHON, "/opt/python"]), st.just(
+                {"tiny-kernel": {"version": "1.1", "sha256": ""}}), max_size=2)),
     "endpoints_to_switch": st.tuples(PLANNED, strategies.STATES).map(lambda both: (
         *both, {one["hash"]: "text" for one in both[0]}, {})),
     "engine_command": PLANNED.map(lambda plans: (plans[0],)),
@@ -133,6 +145,9 @@ ARGUMENTS = {
     "host_health": st.tuples(strategies.hosts(), st.just(strategies.HEALTH_CATALOG)),
     "image_findings": container_strategies.REFUSED,
     "images_way": container_strategies.WAYS,
+    "matching_wheel": st.tuples(
+        wheel_cases.LISTED, wheel_cases.WHERE, wheel_cases.REQUESTS,
+        st.lists(wheel_strategies.CAPABILITIES, max_size=2)),
     "models_allowed": st.tuples(
         strategies.ASKED.map(lambda asked: requests.normalise(asked)[0]),
         st.lists(st.sampled_from(["chat", "/srv/models/m.gguf", "org/name"]), max_size=2)),
@@ -195,6 +210,27 @@ ARGUMENTS = {
     "way_in_wanted": st.tuples(
         st.just({"plan": {"bind": "192.0.2.10"}}), strategies.HOSTILE, strategies.HOSTILE,
         st.lists(strategies.HOSTILE, max_size=3)),
+    "wheel_build_plan": st.tuples(
+        wheel_strategies.BUILD_ROWS, wheel_strategies.ENVIRONMENTS,
+        st.lists(wheel_strategies.CAPABILITIES, max_size=2),
+        strategies.hosts() | wheel_strategies.FACTS, st.integers(-1, 9000)),
+    "wheel_build_decisions": wheel_fleets.to_build(),
+    "wheel_decisions": wheel_cases.TO_DECIDE,
+    "wheel_environments": st.tuples(WHEEL_REQUESTS),
+    "wheel_findings": wheel_cases.DECISIONS,
+    "wheel_fleet_asked": st.tuples(wheel_fleets.fleets(), st.sampled_from(["", "localhost"])),
+    "wheel_fleet_came": WHEEL_PLANS.flatmap(lambda plan: st.tuples(
+        st.just(plan), st.sampled_from(["h0", "localhost", ""]), st.lists(st.sampled_from(
+            [{"changed": True}, {"failed": True, "msg": "no space"}]), max_size=4))),
+    "wheel_fleet_plan": wheel_fleets.fleets().flatmap(lambda fleet: st.tuples(
+        st.just(fleet), st.just(wheel_fleet.wheel_fleet_asked(fleet)),
+        st.sampled_from([{}, wheel_fleets.answer(*wheel_fleets.FILES)]))),
+    "wheel_fleet_text": st.tuples(WHEEL_PLANS, st.sampled_from(["h0", "localhost", ""])),
+    "wheel_requests": wheel_cases.TO_JUDGE,
+    "wheel_texts": wheel_cases.DECISIONS,
+    "wheels_due": wheel_cases.ASKED,
+    "wheels_sought": st.tuples(WHEEL_REQUESTS),
+    "wheels_wanted": wheel_cases.DECISIONS,
 }
 
 
@@ -1249,3 +1285,94 @@ def test_any_answer_is_judged(engine, route, answer, stream, oracle):
     assert 1 <= verdict["figures"].get("tokens", 1) <= smoke.SPEED_TOKENS
     if (oracle and route in ("completions", "chat")) or route in ("structured", "tool", "too_long"):
         assert not verdict["passed"]
+
+
+# Builds: for the host's GPUs alone, and no more of them at a time than its memory holds.
+
+
+@given(data=st.data())
+def test_a_build_is_within_its_host_or_refused(data):
+    row, environment, capabilities, facts, limit_s = data.draw(ARGUMENTS["wheel_build_plan"])
+    found = FILTERS["wheel_build_plan"](row, environment, capabilities, facts, limit_s)
+    for one in found["findings"]:
+        assert_whole(one)
+    assert all(isinstance(value, str) for value in found["environment"].values())
+    if findings.blocking(found["findings"]):
+        return
+    assert found["why"] or not found["jobs"]
+    assert found["jobs"] >= 1
+    memory_ = facts.get("memory") or {}
+    available = memory_.get("available_bytes")
+    if available is None or (facts.get("cpu") or {}).get("cores") is None:
+        assert found["jobs"] == 1
+    else:
+        assert found["jobs"] <= facts["cpu"]["cores"]
+        assert found["jobs"] * row["build"]["job_bytes"] < available
+    wanted = [*capabilities, *(one["capability"] for one in environment["torch"]["devices"]),
+              *(one.get("capability") for one in facts.get("devices") or [])]
+    assert len(found["built_for"].get("capabilities", [])) <= len(wanted)
+    if row["cuda"] != "none":
+        assert found["built_for"]["capabilities"]
+        for kernel in found["built_for"]["capabilities"]:
+            assert any(one and one.partition(".")[0] == kernel.partition(".")[0]
+                       for one in wanted)
+
+
+# Wheels: each file is taken or rejected with a reason, and what is wrong is refused with one.
+
+
+@given(data=st.data())
+def test_a_file_is_ranked_or_rejected_whatever_the_order(data):
+    listed, where, asked, capabilities = data.draw(ARGUMENTS["matching_wheel"])
+    found = FILTERS["matching_wheel"](listed, where, asked, capabilities)
+    assert {*found["ranked"], *(one["file"] for one in found["rejected"])} == {
+        one["file"] for one in listed}
+    assert all(one["why"].strip() for one in found["rejected"])
+    again = FILTERS["matching_wheel"](
+        data.draw(st.permutations(listed)), where, asked, capabilities)
+    assert again == found
+    assert bool(found["wheel"]) is bool(found["ranked"])
+    if found["wheel"]:
+        assert found["wheel"]["file"] == found["ranked"][0]
+        assert found["wheel"]["sha256"] or asked["sha256"]
+        alone = FILTERS["matching_wheel"]([found["wheel"]], where, asked, capabilities)
+        assert (alone["wheel"], alone["rejected"]) == (found["wheel"], [])
+
+
+@given(wheel_cases.TO_DECIDE)
+def test_a_decision_about_a_wheel_is_whole(asked):
+    requests_, places, candidates, _, allow_build, _ = asked
+    decisions = FILTERS["wheel_decisions"](*asked)
+    assert [one["request"] for one in decisions] == requests_
+    due = FILTERS["wheels_due"](requests_, places)
+    for one in decisions:
+        for told in one["findings"]:
+            assert_whole(told)
+        assert one["why"].strip()
+        assert one["why"].isprintable()
+        assert (one["action"] == "nothing") is (one["request"] not in due)
+        assert (one["action"] == "refused") is bool(findings.blocking(one["findings"]))
+        assert (one["action"] in ("install", "build")) is bool(one["wheel"])
+        assert one["action"] != "build" or allow_build
+        if one["wheel"]:
+            assert one["wheel"]["file"] in [
+                each["file"] for each in candidates[one["request"]["package"]]]
+    assert len(FILTERS["wheel_texts"](decisions).splitlines()) == len(decisions)
+    wanted = FILTERS["wheels_wanted"](decisions)
+    assert sum(len(one) for one in wanted.values()) == len(
+        [one for one in decisions if one["action"] != "refused"])
+
+
+@given(wheel_cases.TO_JUDGE)
+def test_wheels_are_asked_for_rightly_or_it_is_told_why_not(asked):
+    found = FILTERS["wheel_requests"](*asked)
+    for one in found["findings"]:
+        assert_whole(one)
+        assert one["subject"].startswith("prebuilt_wheel_")
+        assert "secret" not in repr(one)
+    entries = asked[0] if isinstance(asked[0], list) else []
+    assert len(found["requests"]) <= len(entries)
+    assert found["findings"] or len(found["requests"]) == len(entries)
+    for one in found["requests"]:
+        assert os.path.isabs(one["python"])
+        assert {"package", "kernel", "imports"} <= set(one["row"])

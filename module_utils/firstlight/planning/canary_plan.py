@@ -35,6 +35,8 @@ def canary_key(plan: Plan, facts: Dict[str, Any]) -> str:
     of = {key: plan[key] for key in ("engine", "engine_version", "runtime", "image", "user",
                                      "engine_python", "engine_binary", "environment",
                                      "tensor_parallel", "pipeline_parallel")}
+    if plan.get("wheels"):
+        of["wheels"] = plan["wheels"]
     of["driver"] = (facts["driver"] or {}).get("version") if plan["gpus"] else None
     of["gpus"] = sorted(plan["gpus"])
     of["canary"] = _model(plan, "/")["fingerprint"]

@@ -545,6 +545,8 @@ def _decisions(request: Request, host: Host, model: Plan, option: Option,
         "cache": _cache_path(request, host, row, model, placed, option.uuids),
         "flags": option.flags + _own_flags(row, option.uuids),
         "extra_args": request["extra_args"],
+        # Only where there are some, so that what serves without any stays as it is.
+        **({"wheels": request["wheels"]} if request.get("wheels") else {}),
     }
 
 

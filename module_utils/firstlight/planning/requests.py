@@ -18,7 +18,7 @@ Request = Dict[str, Any]
 decides or reports ever holds, and ``where`` (for messages), ``model_kind`` (``canary``, ``path``
 or ``repo``), ``asked_model`` (as it was written), and of a repository ``repo_id`` and
 ``quantisation``. Other paths are those of the host: the map has been applied, and a ``file://``
-address is a path."""
+address is a path. :func:`.wheel_fleet.endpoint_wheels` adds ``wheels`` where there are some."""
 
 VARIABLE = "inference_endpoints"
 ENGINES = ("auto", "vllm", "llama_cpp")

@@ -56,6 +56,9 @@ class Hub:
     :param certificate: a PEM file with certificate and key, to serve https.
     """
 
+    handler = None
+    """What answers, in who serves something else than repositories."""
+
     def __init__(self, repos, faults=None, bind="127.0.0.1", port=0, log=None, certificate=None):
         self.repos, self.faults, self.log = Repos(repos), dict(faults or {}), log
         self.bind, self.port, self.certificate = bind, port, certificate
@@ -66,7 +69,7 @@ class Hub:
         # Another address is another host, for who keeps a secret to the first one.
         second = "127.0.0.2" if self.bind == "127.0.0.1" else self.bind
         for host, address, port in (("hub", self.bind, self.port), ("cdn", second, 0)):
-            handler = type("Handler", (_Handler,), {"hub": self, "host": host})
+            handler = type("Handler", (self.handler or _Handler,), {"hub": self, "host": host})
             server = _Server((address, port), handler)
             if self.certificate:
                 tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

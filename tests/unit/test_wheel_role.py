@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The role prebuilt_wheel on real environments: found, proven, taken back, or refused; and a fleet.
+"""
+
+from __future__ import annotations
+
+import pytest
+import wheel_play as rig
+from wheels import builder, index
+
+
+@pytest.fixture(scope="module")
+def extensions():
+    """A kernel that computes what it should, and one that does not."""
+    return {"good": builder.KERNEL, "wrong": builder.WRONG_KERNEL}
+
+
+@pytest.fixture
+def offers(tmp_path, extensions):
+    """A folder with one wheel that fits and works, and some that do not fit."""
+    folder = tmp_path / "offers"
+    builder.wheel(folder, "tiny-kernel", "1.0", extension=extensions["good"])
+    for tags in ("cp27-cp27mu-manylinux1_x86_64", "cp399-cp399-linux_x86_64",
+                 "cp311-cp311-win_amd64"):
+        builder.wheel(folder, "tiny-kernel", "1.1", tags=tags)
+    return folder
+
+
+@pytest.fixture
+def hosts(tmp_path, remote_calls):
+    """Make hosts of these names."""
+    return lambda *names: rig.Hosts(tmp_path / "hosts", names or ["one"], remote_calls)
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Make a virtual environment; its python."""
+    def make(name="env", **how):
+        return builder.environment(tmp_path / name, **how)
+
+    return make
+
+
+def wanted(python, offers, **changes):
+    """Variables for one package from that folder."""
+    return {"prebuilt_wheel_packages": [rig.asked(python)], "prebuilt_wheel_rows": [rig.row()],
+            "prebuilt_wheel_sources": [{"folder": str(offers)}], **changes}
+
+
+SITE = ["judge", "outline", "main"]
+
+
+def test_where_nothing_is_asked_for_no_host_is_asked(hosts, remote_calls):
+    made = hosts("one")
+    status, printed = made.play(SITE + ["fleet"])
+    assert status == 0, printed
+    assert "changed=0" in printed
+    remote_calls.expect(role={})
+    assert made.told("one") == {"decisions": [], "findings": [], "wanted": {}}
+    assert not made.root("one").exists()
+
+
+def test_what_is_wrong_is_said_all_at_once_before_any_host_is_asked(hosts, remote_calls):
+    status, printed = hosts("one").play(["judge"], prebuilt_wheel_packages=[
+        {"package": "flash-attn", "python": "bin/python"}, {"package": "flahs-attn"}],
+        prebuilt_wheel_sources=["https://wheels.example.org"])
+    assert status != 0
+    for told in ("Nothing was touched.", "prebuilt_wheel_packages[0].python",
+                 "prebuilt_wheel_packages[1].package", "prebuilt_wheel_sources[0]"):
+        assert told in printed
+    remote_calls.expect(role={})
+
+
+def test_it_is_told_then_installed_and_then_costs_one_call(
+        hosts, environment, offers, remote_calls):
+    made, python = hosts("one"), environment()
+    before = rig.contents(python.parent.parent)
+    status, printed = made.play(SITE, "--check", **wanted(python, offers))
+    assert status == 0, printed
+    assert "changed=1" in printed
+    assert "tiny_kernel-1.0-" in printed
+    assert rig.contents(python.parent.parent) == before
+    first = made.told("one")
+    assert first["decisions"][0]["action"] == "install"
+
+    status, printed = made.play(SITE, **wanted(python, offers))
+    assert status == 0, printed
+    assert "changed=1" in printed
+    assert rig.version_of(python) == "1.0"
+    # Of the one in check mode and of this one: the environment, the candidates, the wheel.
+    remote_calls.expect(role={"prebuilt_wheel": 6})
+
+    status, printed = made.play(SITE, **wanted(python, offers, prebuilt_wheel_offline=True))
+    assert status == 0, printed
+    assert "changed=0" in printed
+    remote_calls.expect(role={"prebuilt_wheel": 7})
+    again = made.told("one")
+    assert again["decisions"][0]["action"] == "nothing"
+    # What a plan is made with is the same before and after, or endpoints would start for nothing.
+    assert again["wanted"] == first["wanted"] == {
+        str(python): {"tiny-kernel": {"version": "1.0", "sha256": ""}}}
+
+
+def test_where_no_wheel_fits_each_is_told_and_nothing_is_touched(hosts, environment, offers):
+    made, python = hosts("one"), environment()
+    before = rig.contents(python.parent.parent)
+    status, printed = made.play(SITE, **wanted(
+        python, offers, prebuilt_wheel_packages=[rig.asked(python, version="1.1")]))
+    assert status != 0
+    assert "No environment and no endpoint was touched" in printed
+    for told in ("cp27", "cp399", "win_amd64", "tiny_kernel-1.0"):
+        assert told in printed
+    assert rig.contents(python.parent.parent) == before
+    assert not (made.root("one") / "wheels").exists()
+
+
+@pytest.mark.parametrize(("how", "why"), [
+    ({"broken": "import_error"}, "undefined symbol"),
+    ({"extension": builder.WRONG_KERNEL}, "100")])
+def test_what_does_not_work_is_taken_back_and_what_was_there_is_there(
+        hosts, environment, tmp_path, how, why):
+    old = builder.wheel(tmp_path / "old", "tiny-kernel", "0.9", extension=builder.KERNEL)
+    builder.wheel(tmp_path / "bad", "tiny-kernel", "1.0", **how)
+    made, python = hosts("one"), environment(wheels=[old])
+    before = rig.contents(python.parent.parent)
+    asked = wanted(python, tmp_path / "bad", prebuilt_wheel_packages=[
+        rig.asked(python, version=">=1")])
+    status, printed = made.play(SITE, **asked)
+    assert status != 0
+    assert why in printed
+    assert rig.contents(python.parent.parent) == before
+    assert rig.version_of(python) == "0.9"
+
+
+def test_what_is_compiled_has_to_be_allowed_and_is_kept(hosts, environment, tmp_path):
+    folder = tmp_path / "sources"
+    builder.sdist(folder, "tiny-built", "1.0")
+    made, python = hosts("one"), environment()
+    asked = {
+        "prebuilt_wheel_packages": [rig.asked(python, "tiny-built")],
+        "prebuilt_wheel_rows": [builder.row("tiny-built", build={
+            "sdist": "pip", "environment": {}, "architectures": {}, "jobs": "MAX_JOBS",
+            "job_bytes": 2**20})],
+        "prebuilt_wheel_sources": [{"folder": str(folder)}],
+        "prebuilt_wheel_facts": {"cpu": {"cores": 2, "threads": 2}, "devices": [], "memory": {
+            "total_bytes": 2**36, "available_bytes": 2**35}}}
+    status, printed = made.play(SITE, **asked)
+    assert status != 0
+    assert "prebuilt_wheel_source_build" in printed
+    status, printed = made.play(SITE, prebuilt_wheel_source_build=True, **asked)
+    assert status == 0, printed
+    assert "changed=1" in printed
+    assert rig.version_of(python, "tiny_built") == "1.0"
+    assert "tiny_built-1.0-py3-none-any.whl" in made.house("one")
+
+
+# A fleet.
+
+
+@pytest.fixture
+def served(offers):
+    with index.Index(offers) as running:
+        yield running
+
+
+def fetched(served):
+    return sorted(one.path.rpartition("/")[2] for one in served.done() if ".whl" in one.path)
+
+
+def fleet_of(environment, names, served, **versions):
+    """Variables of hosts with an environment each; ``versions`` where one is asked for."""
+    pythons = {name: environment(name) for name in names}
+    return pythons, {
+        "prebuilt_wheel_rows": [rig.row()],
+        "prebuilt_wheel_sources": [{"index": served.simple}],
+        "by_host": {name: {"prebuilt_wheel_packages": [
+            rig.asked(python, version=versions.get(name, ""))]}
+            for name, python in pythons.items()}}
+
+
+def test_each_file_is_fetched_once_and_every_host_installs_without_a_way_out(
+        hosts, environment, offers, served, tmp_path):
+    old = builder.wheel(offers, "tiny-kernel", "0.9", extension=builder.KERNEL).name
+    new = next(offers.glob("tiny_kernel-1.0-*")).name
+    names = ["near", "seed", "older"]
+    made = hosts(*names)
+    pythons, asked = fleet_of(environment, names, served, older="0.9")
+    asked["by_host"]["near"]["prebuilt_wheel_offline"] = True
+    asked["prebuilt_wheel_seed_root"] = str(made.root("controller"))
+
+    status, printed = made.play(["fleet"], "--check", **asked)
+    assert status == 0, printed
+    assert "seed fetches it" in printed and "copied to near" in printed
+    assert fetched(served) == [] and not any(made.house(name) for name in names)
+
+    status, printed = made.play(["fleet"], **asked)
+    assert status == 0, printed
+    assert {name: sorted(made.house(name)) for name in names} == {
+        "near": [new], "older": [old], "seed": sorted([old, new])}
+    assert fetched(served) == sorted([old, new])
+    assert sorted(made.house("controller")) == sorted([old, new])
+    assert not any(rig.version_of(python) for python in pythons.values())
+
+    status, printed = made.play(["fleet"], **asked)
+    assert status == 0, printed
+    assert printed.count("changed=0") == len(names)
+    assert fetched(served) == sorted([old, new])
+
+    served.requests.clear()
+    status, printed = made.play(SITE, prebuilt_wheel_offline=True, **asked)
+    assert status == 0, printed
+    assert {name: rig.version_of(python) for name, python in pythons.items()} == {
+        "near": "1.0", "seed": "1.0", "older": "0.9"}
+    assert served.done() == []
+
+
+def test_the_controller_fetches_for_hosts_without_a_way_out(hosts, environment, offers, served):
+    made = hosts("one", "two")
+    pythons, asked = fleet_of(environment, made.names, served, two="7.7")
+    status, printed = made.play(
+        ["fleet"], prebuilt_wheel_seed="localhost", prebuilt_wheel_offline=True,
+        prebuilt_wheel_seed_root=str(made.root("controller")), **asked)
+    # Who has none is told, and keeps nothing from the other.
+    assert status != 0 and "one : ok=" in printed
+    assert printed.count("failed=1") == 1 and "7.7" in printed
+    [file] = made.house("one")
+    assert [file] == fetched(served) == [*made.house("controller")]
+    assert made.house("two") == {}
+
+
+def test_who_cannot_get_a_file_is_told_why_and_the_others_go_on(
+        hosts, environment, offers, served):
+    old = builder.wheel(offers, "tiny-kernel", "0.9", extension=builder.KERNEL).name
+    new = next(offers.glob("tiny_kernel-1.0-*")).name
+    served.faults["/files/%s" % new] = {"status": 404}
+    made = hosts("one", "older")
+    _, asked = fleet_of(environment, made.names, served, older="0.9")
+    status, printed = made.play(
+        ["fleet"], prebuilt_wheel_seed_root=str(made.root("controller")), **asked)
+    assert status != 0
+    assert printed.count("failed=1") == 1
+    assert "one has not got it" in printed and "404" in printed
+    assert [*made.house("older")] == [old] and old in made.house("one")
+
+
+def test_a_seed_that_is_no_host_of_the_run_is_refused(hosts, served):
+    status, printed = hosts("one").play(["fleet"], prebuilt_wheel_seed="nobody")
+    assert status != 0 and "prebuilt_wheel_seed is nobody" in printed, printed
+    assert served.done() == []
