@@ -40,7 +40,6 @@ from ansible.module_utils.firstlight.planning import (
     table,
     tuning,
     way_in,
-    wheel_builds,
     wheel_fleet,
     wheels,
 )
@@ -117,7 +116,6 @@ class FilterModule:
             "way_in_service": way_in.way_in_service,
             "way_in_wanted": way_in.way_in_wanted,
             "wheel_build_decisions": wheel_fleet.wheel_build_decisions,
-            "wheel_build_plan": wheel_builds.build_plan,
             "wheel_decisions": wheels.wheel_decisions,
             "wheel_environments": wheel_fleet.wheel_environments,
             "wheel_findings": wheels.wheel_findings,

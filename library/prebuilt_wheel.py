@@ -24,15 +24,16 @@ options:
   wheel:
     description:
       - The file, as C(prebuilt_wheel_info) returns candidates, C(sha256) included. A source
-        distribution for O(state=built).
+        distribution for O(state=built). Needed unless O(state=recovered).
     type: dict
-    required: true
+    default: {}
   state:
     description:
       - V(fetched) brings it into the wheelhouse and no further. V(built) makes a wheel of a source
-        distribution first, and keeps it in the wheelhouse.
+        distribution first, and keeps it in the wheelhouse. V(recovered) does no more than put back
+        what an earlier run left half done.
     type: str
-    choices: [fetched, installed, built]
+    choices: [fetched, installed, built, recovered]
     default: installed
   wheelhouse:
     description: Folder of wheels. Empty is C(wheels) under O(root).
@@ -43,8 +44,8 @@ options:
     type: str
     default: ""
   row:
-    description: The package's row, as in C(catalog/prebuilt_wheels.yml). Needed unless
-      O(state=fetched).
+    description: The package's row, as in C(catalog/prebuilt_wheels.yml). Needed for
+      O(state=installed) and O(state=built).
     type: dict
     default: {}
   probe_s:
@@ -56,7 +57,8 @@ options:
     type: float
     default: 1800
   build:
-    description: How it is built, as the filter C(wheel_build_plan) says. Needed for O(state=built).
+    description: How it is built, as the filter C(wheel_build_decisions) says. Needed for
+      O(state=built).
     type: dict
     default: {}
   build_limit_s:
@@ -303,8 +305,11 @@ def make(params, house, pip):
         params["python"], house.path(params["wheel"]["file"]), how, into,
         os.path.join(into, "%s.log" % params["row"]["package"]),
         pip=os.path.join(pip.folder, "pip") if pip.folder else "")
-    house.add(path, os.path.basename(path), source=made_from(params), built_for=how["built_for"])
-    os.unlink(path)
+    try:
+        house.add(path, os.path.basename(path), source=made_from(params),
+                  built_for=how["built_for"])
+    finally:
+        os.unlink(path)
 
 
 def checked(params, house, stash):
@@ -317,6 +322,8 @@ def checked(params, house, stash):
             # What is there now is not what a run would find.
             return {"changed": True, "findings": [half_done(
                 params, "would be put back first; what is to do then cannot be seen before")]}
+        if params["state"] == "recovered":
+            return {"changed": False}
     found = observe(params, house)
     steps, refused = plan(params, found)
     if refused:
@@ -332,11 +339,13 @@ def changed(params, house, stash):
     try:
         with stash.change(journal(params), WAIT_S) as change:
             stash.clear()
-            found = observe(params, house)
-            steps, refused = plan(params, found)
-            if refused:
-                raise install.Refused(refused)
-            result = apply(params, house, steps, found, change, stash)
+            result = {"changed": False}
+            if params["state"] != "recovered":
+                found = observe(params, house)
+                steps, refused = plan(params, found)
+                if refused:
+                    raise install.Refused(refused)
+                result = apply(params, house, steps, found, change, stash)
     finally:
         stash.forget()
     if change.recovered:
@@ -373,8 +382,8 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "required": True},
-            "wheel": {"type": "dict", "required": True},
-            "state": {"type": "str", "choices": ["fetched", "installed", "built"],
+            "wheel": {"type": "dict", "default": {}},
+            "state": {"type": "str", "choices": ["fetched", "installed", "built", "recovered"],
                       "default": "installed"},
             "wheelhouse": {"type": "path", "default": ""},
             "python": {"type": "str", "default": ""},
@@ -384,8 +393,10 @@ def main():
             "build": {"type": "dict", "default": {}},
             "build_limit_s": {"type": "int", "default": 7200},
         },
-        required_if=[("state", "installed", ("python", "row")),
-                     ("state", "built", ("python", "row", "build"))],
+        required_if=[("state", "fetched", ("wheel",)),
+                     ("state", "installed", ("wheel", "python", "row")),
+                     ("state", "built", ("wheel", "python", "row", "build")),
+                     ("state", "recovered", ("python",))],
         supports_check_mode=True,
     )
     params = module.params

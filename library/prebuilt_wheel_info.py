@@ -156,10 +156,18 @@ environments:
           version: 2.8.3
           imports: {state: ok, why: "", seconds: 1.2}
           kernel: {state: ran, why: "", error: 0.001, device: NVIDIA H200}
+half_done:
+  description:
+    - Those of the interpreters in whose environments a run of C(prebuilt_wheel) was killed, and
+      what it left is not put back yet. Empty without O(root).
+  returned: always
+  type: list
+  elements: str
 candidates:
   description:
     - By package what files there are, wheels and source distributions, each with C(file), C(url),
-      C(path), C(sha256), C(size), C(requires_python), C(yanked), C(source) and C(built_for).
+      C(path), C(sha256), C(size), C(requires_python), C(yanked), C(source), C(place) (0 for the
+      wheelhouse, then that of its source) and C(built_for).
   returned: always
   type: dict
   sample:
@@ -214,11 +222,14 @@ findings:
       type: str
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible.module_utils.firstlight import network_settings
 from ansible.module_utils.firstlight.wheels import candidates, environment
 from ansible.module_utils.firstlight.wheels.house import House
+from ansible.module_utils.firstlight.wheels.installed import Stash
 
 
 def look_into(asked, probe_s):
@@ -227,6 +238,13 @@ def look_into(asked, probe_s):
     for one in asked:
         rows.setdefault(one["python"], []).extend(one["rows"])
     return {python: environment.read(python, of_it, probe_s) for python, of_it in rows.items()}
+
+
+def half_done(root, pythons):
+    """The interpreters in whose environments a killed run left what has to be put back."""
+    changes = {python: Stash(root, python).change(os.path.join(root, "journal"), 0.0)
+               for python in pythons if root}
+    return [python for python, one in changes.items() if one.half_done and not one.under_way]
 
 
 def look_for(params, house, env, pythons):
@@ -287,6 +305,7 @@ def main():
         module.exit_json(
             changed=False,
             environments=environments,
+            half_done=half_done(params["root"], environments),
             candidates=found,
             house=files_there,
             findings=findings,

@@ -66,6 +66,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible.module_utils.firstlight import paths, services
 from ansible.module_utils.firstlight.transaction import Busy, Lock
+from ansible.module_utils.firstlight.wheels.house import House, HouseProblem
 
 RECORD = re.compile(r"[0-9a-f]{64}\.json")
 
@@ -78,12 +79,13 @@ def observe(root, manager):
     return {
         "records": records + sorted(glob.glob(os.path.join(
             inside, "journal", "endpoint-*.run.json")) + glob.glob(os.path.join(
-                inside, "journal", "snapshots-*.run.json")) + _tag(root)),
-        "caches": _caches(root, records),
+                inside, "journal", "snapshots-*.run.json")) + _tag(root) + _wheels(root)),
+        "caches": _caches(root, records) + _builds(root),
         "models": _models(root),
         "service": services.manager(manager, root).left_over(),
         "locks": sorted(glob.glob(os.path.join(inside, "journal", "*.lock"))
-                        + glob.glob(os.path.join(inside, "venvs", "*.lock"))),
+                        + glob.glob(os.path.join(inside, "venvs", "*.lock"))
+                        + glob.glob(os.path.join(inside, "wheels", ".manifest.lock"))),
         # Inner ones first, so that an emptied folder can go after them.
         "folders": [folder for folder in (
             *glob.glob(os.path.join(inside, "endpoints", "*")),
@@ -115,6 +117,24 @@ def _models(root):
         for path in glob.glob(os.path.join(glob.escape(folder), "models--*"))]
     found += glob.glob(os.path.join(glob.escape(root), "models", "verified", "models--*"))
     return sorted(path for path in found if os.path.isdir(path) and not os.path.islink(path))
+
+
+def _builds(root):
+    """What builds of wheels left."""
+    folder = os.path.join(root, "cache", "wheel-builds")
+    return [folder] if os.path.isdir(folder) and not os.path.islink(folder) else []
+
+
+def _wheels(root):
+    """The files of our wheelhouse; what else lies in it stays."""
+    folder = os.path.join(root, "wheels")
+    if os.path.islink(folder):
+        return []
+    house, names = House(folder), []
+    with contextlib.suppress(HouseProblem):
+        names = sorted(house.files())
+    return [path for path in (*(os.path.join(folder, name) for name in names), house.manifest)
+            if os.path.isfile(path)]
 
 
 def _tag(root):

@@ -26,7 +26,7 @@ BUILD_ROWS = st.fixed_dictionaries({
         "job_bytes": st.sampled_from([1, GIB, 9 * GIB]),
     }, optional={"requires": st.just(["ninja"]), "disk_bytes": st.just(GIB)}) | st.just({}),
 })
-ENVIRONMENTS = st.fixed_dictionaries({"torch": st.fixed_dictionaries({
+ENVIRONMENTS = st.fixed_dictionaries({"version": st.just("3.12.3"), "torch": st.fixed_dictionaries({
     "state": st.just("ok"), "why": st.just(""),
     "version": st.sampled_from(["2.8.0", "2.11.0+cu130"]), "cuda": CUDA,
     "cxx11abi": st.sampled_from([True, False, None]),

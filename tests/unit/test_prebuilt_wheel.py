@@ -16,6 +16,7 @@ import sys
 import time
 
 import prebuilt_wheel
+import prebuilt_wheel_info
 import pytest
 from wheels import builder
 
@@ -676,6 +677,31 @@ def test_the_run_after_a_killed_one_goes_on(bring, tmp_path):
     assert result["changed"] is True and result["rolled_back"] is True
     assert ids(result) == ["wheel-half-done"]
     assert bring(new)["changed"] is False
+
+
+def test_what_was_left_half_done_is_told_and_can_be_put_back_alone(
+        bring, env, python, run_module, tmp_path):
+    root, there = str(tmp_path / "root"), tree(env)
+    killed(bring, good(tmp_path / "new"), in_the_proof)
+    assert tree(env) != there
+
+    def told():
+        return run_module(prebuilt_wheel_info.main, root=root,
+                          environments=[{"python": python}])["half_done"]
+
+    def recover(**options):
+        return run_module(prebuilt_wheel.main, root=root, python=python, state="recovered",
+                          **options)
+
+    assert told() == [python]
+    assert recover(check=True)["changed"] is True
+    assert told() == [python]
+    done = recover()
+    assert (done["changed"], done["rolled_back"], ids(done)) == (True, True, ["wheel-half-done"])
+    assert tree(env) == there
+    assert told() == []
+    assert recover()["changed"] is False
+    assert recover(check=True)["changed"] is False
 
 
 def test_one_change_to_an_environment_at_a_time(bring, env, python, tmp_path, monkeypatch):

@@ -60,6 +60,7 @@ from ansible.module_utils.firstlight.planning import (
     prefetch,
     proof,
     requests,
+    wheel_builds,
     wheel_fleet,
 )
 from ansible.module_utils.firstlight.planning.command import engine_command
@@ -210,10 +211,6 @@ ARGUMENTS = {
     "way_in_wanted": st.tuples(
         st.just({"plan": {"bind": "192.0.2.10"}}), strategies.HOSTILE, strategies.HOSTILE,
         st.lists(strategies.HOSTILE, max_size=3)),
-    "wheel_build_plan": st.tuples(
-        wheel_strategies.BUILD_ROWS, wheel_strategies.ENVIRONMENTS,
-        st.lists(wheel_strategies.CAPABILITIES, max_size=2),
-        strategies.hosts() | wheel_strategies.FACTS, st.integers(-1, 9000)),
     "wheel_build_decisions": wheel_fleets.to_build(),
     "wheel_decisions": wheel_cases.TO_DECIDE,
     "wheel_environments": st.tuples(WHEEL_REQUESTS),
@@ -1290,10 +1287,11 @@ def test_any_answer_is_judged(engine, route, answer, stream, oracle):
 # Builds: for the host's GPUs alone, and no more of them at a time than its memory holds.
 
 
-@given(data=st.data())
-def test_a_build_is_within_its_host_or_refused(data):
-    row, environment, capabilities, facts, limit_s = data.draw(ARGUMENTS["wheel_build_plan"])
-    found = FILTERS["wheel_build_plan"](row, environment, capabilities, facts, limit_s)
+@given(wheel_strategies.BUILD_ROWS, wheel_strategies.ENVIRONMENTS,
+       st.lists(wheel_strategies.CAPABILITIES, max_size=2),
+       strategies.hosts() | wheel_strategies.FACTS, st.integers(-1, 9000))
+def test_a_build_is_within_its_host_or_refused(row, environment, capabilities, facts, limit_s):
+    found = wheel_builds.build_plan(row, environment, capabilities, facts, limit_s)
     for one in found["findings"]:
         assert_whole(one)
     assert all(isinstance(value, str) for value in found["environment"].values())

@@ -12,6 +12,7 @@ import state_root
 from supervised import config, definition, short_root
 
 from ansible.module_utils.firstlight import paths, services
+from ansible.module_utils.firstlight.wheels.house import House
 
 
 @pytest.fixture
@@ -99,6 +100,26 @@ def test_models_that_were_fetched_go_and_models_beside_them_stay(clear, tmp_path
     (root / "models/hub/models--linked").unlink()
     clear(root)
     assert not root.exists()
+
+
+def test_our_wheelhouse_goes_and_what_others_put_there_stays(clear, tmp_path):
+    root, name = tmp_path / "root", "tiny-1.0-py3-none-any.whl"
+    (tmp_path / name).write_bytes(b"a wheel")
+    (root / "cache" / "wheel-builds").mkdir(parents=True)
+    (root / "cache" / "wheel-builds" / "tiny.log").write_text("a log")
+    kept = root / "wheels-aside" / "x"
+    kept.parent.mkdir()
+    kept.write_text("of an environment that was not put back")
+    House(str(root / "wheels")).add(str(tmp_path / name), name)
+    (root / "wheels" / "mine.whl").write_text("mine")
+    assert clear(root, check=True)["changed"] is True
+    assert (root / "wheels" / name).exists()
+    removed = clear(root)["removed"]
+    assert "file %s" % (root / "wheels" / name) in removed
+    assert "folder %s" % (root / "cache" / "wheel-builds") in removed
+    assert os.listdir(root / "wheels") == ["mine.whl"]
+    assert kept.exists()
+    assert clear(root)["changed"] is False
 
 
 def test_a_cache_that_is_a_link_is_somebody_elses(clear, tmp_path):

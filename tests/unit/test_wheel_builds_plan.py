@@ -29,7 +29,7 @@ KEYS = {"package", "environment", "jobs", "architectures", "limit_s", "why", "fi
 
 
 def environment(cuda="12.8", devices=(), **torch):
-    return {"torch": {
+    return {"version": "3.12.3", "torch": {
         "state": "ok", "why": "", "version": "2.8.0+cu128", "cuda": cuda, "cxx11abi": True,
         "devices": [{"name": "a GPU", "capability": one} for one in devices], **torch}}
 
@@ -135,8 +135,8 @@ def test_the_compiler_must_know_the_newest_gpu():
 
 def test_what_it_is_built_for_is_told():
     assert planned(facts=gpus("8.6"))["built_for"] == {
-        "torch": "2.8", "cuda": "12.8", "cxx11abi": True, "capabilities": ["8.0"]}
-    assert planned(PLAIN)["built_for"] == {}
+        "python": "3.12", "torch": "2.8", "cuda": "12.8", "cxx11abi": True, "capabilities": ["8.0"]}
+    assert planned(PLAIN)["built_for"] == {"python": "3.12"}
 
 
 def memory(available, cores=16, **more):

@@ -266,6 +266,20 @@ def test_those_that_fit_are_in_order_whatever_order_they_came_in():
         assert found["sdist"]["file"] == "flash_attn-2.8.3.post2.tar.gz"
 
 
+def test_of_one_version_the_first_source_is_taken_though_anothers_cuda_is_nearer():
+    theirs = candidate(FITS, place=1)
+    others = candidate("flash_attn-2.8.3+cu128torch2.8-cp312-cp312-linux_x86_64.whl", place=2)
+    newer = candidate("flash_attn-2.8.4+cu126torch2.8-cp312-cp312-linux_x86_64.whl", place=2)
+    where = ENVIRONMENTS["torch 2.8"]
+
+    def taken(*offered):
+        return wheels.matching_wheel(offered, where, request("flash-attn"))["wheel"]["file"]
+
+    assert taken(others, theirs) == taken(theirs, others) == theirs["file"]
+    assert taken(dict(others, place=0), theirs) == others["file"]
+    assert taken(theirs, newer) == newer["file"]
+
+
 def test_of_equal_files_that_in_the_wheelhouse_is_taken():
     at_home = candidate(FITS, url="", path="/srv/wheels/" + FITS)
     for listed in ([candidate(FITS), at_home], [at_home, candidate(FITS)]):

@@ -92,7 +92,7 @@ def build_plan(row: Row, environment: Environment, capabilities: Iterable[str], 
         requires=list(build.get("requires") or []),
         cuda={"wanted": torch["cuda"], "least": least} if needs_cuda else {},
         compiled=needs_cuda or bool(architectures),
-        built_for=_built_for(row, torch, kernels),
+        built_for=_built_for(row, environment, kernels),
     )
     return plan
 
@@ -278,9 +278,10 @@ def _minor(version: str) -> str:
     return ".".join(str(part) for part in _number(version))
 
 
-def _built_for(row: Row, torch: Dict[str, Any], kernels: List[str]) -> Dict[str, Any]:
-    """What the wheel fits; its name does not tell."""
-    built: Dict[str, Any] = {}
+def _built_for(row: Row, environment: Environment, kernels: List[str]) -> Dict[str, Any]:
+    """What the wheel fits; its name does not tell all of it."""
+    torch = environment["torch"]
+    built: Dict[str, Any] = {"python": _minor(environment["version"])}
     if row["torch"] != "none":
         built.update(torch=_minor(torch["version"]), cxx11abi=torch["cxx11abi"])
     if row["cuda"] != "none":

@@ -372,9 +372,16 @@ def _rank(one: Judged, environment: Environment, request: Request,
     return (
         bool(one.objections), bool(request["sha256"]) and not candidate.get("sha256"),
         not _is_sure(one, request["row"]), _Newest(Version(name.version)),
-        _by_cuda(one.told.cuda, cuda_of(environment)), _by_torch(one.told.torch, environment),
+        # Whoever gave the sources gave them in an order: the authors' own before others' builds.
+        _place(candidate), _by_cuda(one.told.cuda, cuda_of(environment)),
+        _by_torch(one.told.torch, environment),
         min((order[tag] for tag in name.tags if tag in order), default=len(order)),
         len(name.unknown), not candidate.get("path"), text)
+
+
+def _place(candidate: Candidate) -> int:
+    place = candidate.get("place")
+    return place if isinstance(place, int) else 0
 
 
 class _Newest:

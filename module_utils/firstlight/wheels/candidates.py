@@ -12,6 +12,7 @@ import codecs
 import contextlib
 import functools
 import http.client
+import json
 import os
 import re
 import ssl
@@ -19,7 +20,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ansible.module_utils.firstlight import paths
 from ansible.module_utils.firstlight.findings import Finding, finding, shown
@@ -71,6 +72,8 @@ def find(
 ) -> Tuple[List[Candidate], List[Finding]]:
     """The candidates of a package, those of the wheelhouse first, then by source.
 
+    Their ``place`` is 0 for the wheelhouse, then that of their source.
+
     :param package: its name, in any spelling.
     :param version: a version or specifier; only an exact one is of use here, for a release's tag.
     :param sources: each with one of ``index``, ``page``, ``release``, ``folder``, ``file``.
@@ -85,7 +88,7 @@ def find(
     if house is not None:
         asked.take(*house.candidates(asked.package))
     with pip_settings.variables(env):
-        for source in sources:
+        for asked.place, source in enumerate(sources, 1):
             asked.source(source)
     return asked.candidates, asked.told()
 
@@ -100,6 +103,8 @@ class _Asked:
         self.version = pinned.group(1).lstrip("v") if pinned else ""
         self.release_api, self.env, self.pythons = release_api.rstrip("/"), env, pythons
         self.candidates: List[Candidate] = []
+        self.known: Set[str] = set()
+        self.place = 0
         self.findings: List[Finding] = []
         self.left: List[str] = []
         self.logins: Dict[str, str] = {}
@@ -107,8 +112,10 @@ class _Asked:
     def take(self, candidates: List[Candidate], findings: Sequence[Finding] = ()) -> None:
         """Keep what came, each once."""
         for one in candidates:
-            if one not in self.candidates:
-                self.candidates.append(one)
+            known = json.dumps(one, sort_keys=True)
+            if known not in self.known:
+                self.known.add(known)
+                self.candidates.append({**one, "place": self.place})
         self.findings += [one for one in findings if one not in self.findings]
 
     def told(self) -> List[Finding]:

@@ -45,7 +45,7 @@ TIMEOUT_S = 30.0
 LOCK_S = 60.0
 BLOCK = 2**20
 RANGE = re.compile(r"bytes 0-\d*/(\d+)$")
-BUILT_FOR = ("torch", "cuda", "cxx11abi", "capabilities")
+BUILT_FOR = ("python", "torch", "cuda", "cxx11abi", "capabilities")
 
 Row = Dict[str, Any]
 
@@ -450,6 +450,7 @@ def _built_for(told: Any) -> Dict[str, Any]:
     if not isinstance(told, Mapping):
         return {}
     good = {
+        "python": lambda value: isinstance(value, str),
         "torch": lambda value: isinstance(value, str),
         "cuda": lambda value: isinstance(value, str),
         "cxx11abi": lambda value: isinstance(value, bool),
