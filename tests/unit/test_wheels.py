@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -583,3 +584,24 @@ def test_a_row_of_the_user_that_is_wrong_is_told_with_its_place(changes, key):
     [told] = found["findings"]
     assert told["subject"] == "prebuilt_wheel_rows[0]." + key
     assert findings.blocking([told])
+
+
+# An environment as it was read on a machine with a GPU.
+
+
+def test_what_fits_the_environment_of_an_h200_that_was_read():
+    with open("tests/fixtures/h200/prebuilt_wheel_info.json", encoding="utf-8") as file:
+        read = json.load(file)["result"]["environments"]
+    bare, serving = read["/tmp/nano/bin/python"], read["/tmp/eng/bin/python"]
+    capabilities = [one["capability"] for one in bare["torch"]["devices"]]
+    found = wheels.matching_wheel(of("flash-attn"), bare, request(), capabilities)
+    assert found["wheel"]["file"] == "flash_attn-2.8.3+cu130torch2.11-cp312-cp312-linux_x86_64.whl"
+    # That of the index has kernels for another CUDA: it imports there, and computes nothing.
+    found = wheels.matching_wheel(
+        [candidate("xformers-0.0.35-py39-none-manylinux_2_28_x86_64.whl")], bare,
+        request("xformers"), capabilities)
+    assert found["wheel"] is None
+    assert "12.8" in found["rejected"][0]["why"] and "13.0" in found["rejected"][0]["why"]
+    vllm = dict(request("vllm", "0.24.0"), python="/tmp/eng/bin/python")
+    assert wheels.wheels_due([vllm], {vllm["python"]: serving}) == []
+    assert wheels.wheels_due([vllm], {vllm["python"]: bare}) == [vllm]
