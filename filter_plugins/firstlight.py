@@ -127,5 +127,6 @@ class FilterModule:
             "wheel_texts": wheels.wheel_texts,
             "wheels_due": wheels.wheels_due,
             "wheels_sought": wheel_fleet.wheels_sought,
+            "wheels_there": wheel_fleet.wheels_there,
             "wheels_wanted": wheels.wheels_wanted,
         }

@@ -170,6 +170,8 @@ from ansible.module_utils.firstlight.wheels.installed import Stash
 
 WAIT_S = 30.0
 """Seconds to wait for another run about the same environment."""
+BUILT_BYTES = 2**29
+"""Bytes for which the wheelhouse must have room before a build; flash-attn's has half of it."""
 
 
 def observe(params, house):
@@ -193,7 +195,16 @@ def plan(params, found):
         refused = install.environment_findings(found["seen"], params["row"])
         if said.blocking(refused):
             return [], refused
+        try:
+            install.pip_for(params["root"], found["seen"])
+        except install.Refused as problem:
+            return [], problem.findings
     steps = [] if found["there"] or found["made"] else ["fetch"]
+    if steps and not params["wheel"]["sha256"]:
+        return [], [finding(
+            "wheel-no-hash", params["wheel"]["file"], "no SHA-256 of it is known",
+            "the SHA-256 of the file", "look it up where the file is published, and set it as "
+            "`sha256` of the package in `prebuilt_wheel_packages`")]
     if params["state"] == "built" and not found["made"]:
         steps.append("build")
     return steps + ([] if params["state"] == "fetched" else ["install"]), []
@@ -207,8 +218,7 @@ def apply(params, house, steps, found, change, stash):
     wheel, name = params["wheel"], params["wheel"]["file"]
     if "fetch" in steps:
         house.bring(wheel, env=network_settings.read(params["root"]),
-                    pythons=[params["python"]] if params["python"] else [],
-                    sources=params["row"].get("sources", []))
+                    pythons=[params["python"]] if params["python"] else [])
     result = {"file": name, "changed": "fetch" in steps}
     if "install" not in steps:
         return result
@@ -284,8 +294,10 @@ def judge(params, path, name, sha256, pip, seen):
 
 
 def made_from(params):
-    """What the wheelhouse says of a wheel that was built here."""
-    return "built here from %s" % params["wheel"]["file"]
+    """What the wheelhouse says of a wheel that was built here: of which bytes, too."""
+    # Shorter than what the wheelhouse keeps of it.
+    return "built here from %s (SHA-256 %s)" % (
+        params["wheel"]["file"][:100], params["wheel"]["sha256"])
 
 
 def house_made(params, house):
@@ -301,6 +313,7 @@ def make(params, house, pip):
     """Build a wheel of a source distribution, and keep it in the wheelhouse."""
     how = {**params["build"], "limit_s": params["build_limit_s"]}
     into = os.path.join(params["root"], "cache", "wheel-builds")
+    house.ready(params["wheel"]["file"], BUILT_BYTES)
     path = build.build(
         params["python"], house.path(params["wheel"]["file"]), how, into,
         os.path.join(into, "%s.log" % params["row"]["package"]),
@@ -324,27 +337,30 @@ def checked(params, house, stash):
                 params, "would be put back first; what is to do then cannot be seen before")]}
         if params["state"] == "recovered":
             return {"changed": False}
+    found, steps = seen_and_planned(params, house)
+    return preview(params, house, steps, found)
+
+
+def seen_and_planned(params, house):
+    """What there is and the steps from there: ``(found, steps)``; raises what is in the way."""
     found = observe(params, house)
     steps, refused = plan(params, found)
     if refused:
         raise install.Refused(refused)
-    return preview(params, house, steps, found)
+    return found, steps
 
 
 def changed(params, house, stash):
     """Do it."""
     if params["state"] == "fetched":
-        found = observe(params, house)
-        return apply(params, house, plan(params, found)[0], found, None, stash)
+        found, steps = seen_and_planned(params, house)
+        return apply(params, house, steps, found, None, stash)
     try:
         with stash.change(journal(params), WAIT_S) as change:
             stash.clear()
             result = {"changed": False}
             if params["state"] != "recovered":
-                found = observe(params, house)
-                steps, refused = plan(params, found)
-                if refused:
-                    raise install.Refused(refused)
+                found, steps = seen_and_planned(params, house)
                 result = apply(params, house, steps, found, change, stash)
     finally:
         stash.forget()

@@ -69,6 +69,12 @@ options:
             Empty means any.
         type: str
         default: ""
+      key:
+        description:
+          - What the answer is returned by. Empty means O(candidates[].package). Questions with
+            the same are answered together.
+        type: str
+        default: ""
   pythons:
     description:
       - Interpreters whose pip is asked for its index, where a source is C(index) C(pip), before
@@ -138,7 +144,8 @@ environments:
       C(version), C(cuda), C(hip), C(cxx11abi), C(seconds), C(devices) (C(name), C(capability)) and
       C(why_no_devices).
     - C(installed) has for each package of the rows null, or C(version), C(location), C(installer),
-      C(conda), C(imports) (C(state) is C(ok), C(failed), C(crashed) or C(slow); C(why),
+      C(conda), C(sha256) (of the file that it was installed from, as pip records it of files;
+      else empty), C(imports) (C(state) is C(ok), C(failed), C(crashed) or C(slow); C(why),
       C(seconds)) and C(kernel) (C(state) is C(ran), C(failed), C(crashed), C(slow), C(skipped) or
       C(none); C(why), C(error), C(device)).
     - C(beside) has the versions of the packages that make others needless, or null.
@@ -165,9 +172,9 @@ half_done:
   elements: str
 candidates:
   description:
-    - By package what files there are, wheels and source distributions, each with C(file), C(url),
-      C(path), C(sha256), C(size), C(requires_python), C(yanked), C(source), C(place) (0 for the
-      wheelhouse, then that of its source) and C(built_for).
+    - By C(key) or else by package what files there are, wheels and source distributions, each with
+      C(file), C(url), C(path), C(sha256), C(size), C(requires_python), C(yanked), C(source),
+      C(place) (0 for the wheelhouse, then that of its source) and C(built_for).
   returned: always
   type: dict
   sample:
@@ -248,7 +255,7 @@ def half_done(root, pythons):
 
 
 def look_for(params, house, env, pythons):
-    """Candidates by package, files of the wheelhouse, and findings."""
+    """Candidates by question, files of the wheelhouse, and findings."""
     found = {}
     files_there, findings = house.read() if house else ({}, [])
     for one in params["candidates"]:
@@ -256,7 +263,7 @@ def look_for(params, house, env, pythons):
             one["package"], one["version"], one["sources"], house, params["release_api"],
             params["offline"], env, pythons)
         files = [file for file in files if file["sha256"] == one["sha256"].lower() != ""] or files
-        known = found.setdefault(one["package"], [])
+        known = found.setdefault(one["key"] or one["package"], [])
         known.extend(file for file in files if file not in known)
         findings.extend(new for new in wrong if new not in findings)
     return found, files_there, findings
@@ -282,6 +289,7 @@ def main():
                     "version": {"type": "str", "default": ""},
                     "sources": {"type": "list", "elements": "dict", "default": []},
                     "sha256": {"type": "str", "default": ""},
+                    "key": {"type": "str", "default": "", "no_log": False},
                 },
             },
             "pythons": {"type": "list", "elements": "str", "default": []},

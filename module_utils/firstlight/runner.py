@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import signal
 import subprocess
-from typing import Dict, List, Mapping, NamedTuple, Optional
+from time import monotonic
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 SECONDS_TO_DIE = 2.0
+MOST_BYTES = 64 * 2**20
+"""Bytes that are kept of what a tool says on each of its two outputs."""
 
 
 class Ran(NamedTuple):
@@ -37,12 +41,14 @@ class Ran(NamedTuple):
         return "%s%s: %s" % (" ".join(self.argv), status, said)
 
 
-def run(argv: List[str], timeout_s: float = 10.0, env: Optional[Mapping[str, str]] = None) -> Ran:
+def run(argv: List[str], timeout_s: float = 10.0, env: Optional[Mapping[str, str]] = None,
+        most: int = MOST_BYTES) -> Ran:
     """Run a tool and never raise for what the tool does.
 
     :param argv: program and arguments; no shell sees them.
     :param timeout_s: seconds after which it and its children are killed.
     :param env: variables on top of the process's own.
+    :param most: bytes of ``stdout`` and of ``stderr``; of one that says more, these are the last.
     """
     environment: Dict[str, str] = dict(os.environ, LC_ALL="C")
     environment.update(env or {})
@@ -59,7 +65,7 @@ def run(argv: List[str], timeout_s: float = 10.0, env: Optional[Mapping[str, str
     except OSError as problem:
         return Ran(argv, None, "", "", "cannot be started: %s" % problem.strerror)
     try:
-        stdout, stderr = tool.communicate(timeout=timeout_s)
+        stdout, stderr = _said(tool, timeout_s, most)
     except subprocess.TimeoutExpired:
         _end(tool)
         return Ran(argv, None, "", "", "no answer within %g s" % timeout_s)
@@ -73,6 +79,34 @@ def run(argv: List[str], timeout_s: float = 10.0, env: Optional[Mapping[str, str
         stderr.decode("utf-8", "replace"),
         "",
     )
+
+
+def _said(tool: subprocess.Popen[bytes], timeout_s: float, most: int) -> Tuple[bytes, bytes]:
+    """What it says until it has ended; ``communicate`` keeps all of it, whatever there is.
+
+    :raises subprocess.TimeoutExpired: it is at work after so many seconds.
+    """
+    deadline = monotonic() + timeout_s
+    pipes: List[Any] = [tool.stdout, tool.stderr]
+    kept = {pipe: bytearray() for pipe in pipes}
+    with selectors.DefaultSelector() as selector:
+        for pipe in pipes:
+            selector.register(pipe, selectors.EVENT_READ)
+        while selector.get_map():
+            left_s = deadline - monotonic()
+            if left_s <= 0:
+                raise subprocess.TimeoutExpired(tool.args, timeout_s)
+            for key, _ in selector.select(left_s):
+                content = os.read(key.fd, 65536)
+                if content:
+                    kept[key.fileobj] += content
+                    del kept[key.fileobj][:-most]
+                else:
+                    selector.unregister(key.fileobj)
+    tool.wait(timeout=max(0.0, deadline - monotonic()))
+    for pipe in pipes:
+        pipe.close()
+    return bytes(kept[pipes[0]]), bytes(kept[pipes[1]])
 
 
 def _end(tool: subprocess.Popen[bytes]) -> None:

@@ -71,6 +71,31 @@ def test_each_version_has_one_cuda_at_most(row):
 
 
 @each_row
+def test_each_version_needs_one_torch_at_most(row):
+    needed = [SpecifierSet(one["versions"]) for one in row["requires_torch"]]
+    # Where a range begins or ends, and beside it.
+    edges = {Version(one.version) for each in needed for one in each}
+    around = {*edges, *(Version(text % edge.base_version) for edge in edges
+                        for text in ("%s.post1", "%s.post9", "%s.1"))}
+    for version in around:
+        assert sum(version in one for one in needed) <= 1, version
+    for edge in edges:
+        ends = any(one.operator == "<" and Version(one.version) == edge
+                   for each in needed for one in each)
+        assert ends or any(edge in one for one in needed), edge
+    # Else what tells none would be tried with any.
+    assert needed or row["torch"] != "stable"
+
+
+def test_of_versions_between_the_first_and_the_last_that_are_known_none_is_left_out():
+    [row] = [row for row in ROWS if row["package"] == "vllm"]
+    needed = [SpecifierSet(one["versions"]) for one in row["requires_torch"]]
+    for one in RELEASES:
+        if one["engine"] == "vllm":
+            assert sum(Version(one["version"]) in each for each in needed) == 1, one["version"]
+
+
+@each_row
 def test_kernels_are_in_order_and_none_is_there_twice(row):
     found = [tuple(int(part) for part in one["capability"].split("."))
              for one in row["capabilities"]]

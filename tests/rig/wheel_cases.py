@@ -80,9 +80,14 @@ def of(package):
     return [candidate(name) for name in NAMES if name.startswith(begin)]
 
 
-def there(version, imports="ok", kernel="ran", why=""):
+def answered(asked, listed):
+    """The files that the module prebuilt_wheel_info tells of for a request."""
+    return {wheels.question(asked)["key"]: listed}
+
+
+def there(version, imports="ok", kernel="ran", why="", sha256=""):
     """An installed package."""
-    found = wheel_fleets.there(version)
+    found = {**wheel_fleets.there(version), "sha256": sha256}
     found["imports"].update(state=imports, why=why)
     found["kernel"].update(state=kernel, why=why)
     return found
@@ -112,7 +117,7 @@ STATES = st.sampled_from(["ok", "failed", "crashed", "slow"])
 INSTALLED = st.none() | st.builds(
     there, st.sampled_from(["2.8.3", "2.8.3+cu12torch2.8", "1.0", "no version"]), STATES,
     st.sampled_from(["ran", "failed", "crashed", "slow", "skipped", "none"]),
-    HOSTILE)
+    HOSTILE, st.sampled_from(["", "a" * 64, "b" * 64]))
 
 
 def _seen(row):
@@ -131,7 +136,8 @@ ASKED = st.tuples(
 
 def _decided(row):
     (found, places), listed, facts, build, offline = row
-    return (found, places, {one["package"]: listed for one in found}, facts, build, offline)
+    return (found, places, {wheels.question(one)["key"]: listed for one in found}, facts, build,
+            offline)
 
 
 TO_DECIDE = st.tuples(
@@ -153,8 +159,9 @@ ENTRIES = st.fixed_dictionaries({}, optional={
 OWN_ROWS = st.fixed_dictionaries({}, optional={
     "package": st.sampled_from(["own", "flash-attn"]) | JSON, "imports": st.just(["own"]) | JSON,
     **{key: JSON | st.just(ROWS["flash-attn"][key]) for key in (
-        "versions", "torch", "cuda", "plain_cuda", "capabilities", "kernel", "kernel_device",
-        "tolerance", "not_needed", "sources", "build", "source")}, "pakage": st.just("x")})
+        "versions", "torch", "requires_torch", "cuda", "plain_cuda", "capabilities", "kernel",
+        "kernel_device", "tolerance", "not_needed", "sources", "build", "source")},
+    "pakage": st.just("x")})
 TO_JUDGE = st.tuples(
     st.lists(ENTRIES | JSON, max_size=3) | JSON, st.lists(OWN_ROWS | JSON, max_size=2) | JSON,
     st.just(CATALOG), st.lists(SOURCES, max_size=2) | JSON)

@@ -9,7 +9,7 @@ import hashlib
 from hypothesis import strategies as st
 from wheels import builder
 
-from ansible.module_utils.firstlight.planning import wheel_fleet
+from ansible.module_utils.firstlight.planning import wheel_fleet, wheels
 
 PYTHON = "/opt/serve/bin/python"
 
@@ -57,13 +57,18 @@ def request(package="tiny-kernel", python=PYTHON, version="", place=0, **changes
             "sources": [{"index": "https://wheels.example.org/simple"}], **changes}
 
 
+def key(asked=None):
+    """By which the answer to a request is found."""
+    return wheels.question(asked or request())["key"]
+
+
 def host(*requests, can=True, has=(), build=False, **where):
     """A host that wants these, whose wheelhouse has files of those names; ``where`` it wants them.
     """
     requests = list(requests)
     return {"can": can, "requests": requests, "facts": {"devices": []},
             "build_limit_s": 7200 if build else 0,
-            "candidates": {one["package"]: [
+            "candidates": {key(one): [
                 candidate(file, "/root/wheels/" + file) for file in has] for one in requests},
             "environments": {one["python"]: environment(
                 one["python"], **{**dict.fromkeys([
@@ -72,9 +77,9 @@ def host(*requests, can=True, has=(), build=False, **where):
 
 
 def answer(*files, house=()):
-    """What the seed tells of one package: what an index has, and what its wheelhouse has."""
-    return {"candidates": {"tiny-kernel": [candidate(file, "/seed/wheels/" + file)
-                                           for file in house]
+    """What the seed tells of a request: what an index has, and what its wheelhouse has."""
+    return {"candidates": {key(): [candidate(file, "/seed/wheels/" + file)
+                                   for file in house]
                            + [candidate(file) for file in files if file not in house]},
             "house": {file: {"sha256": candidate(file)["sha256"], "size": 1} for file in house},
             "findings": []}
@@ -93,9 +98,8 @@ def carried_out(fleet, seed, files, fails=()):
     if asked["sought"] and seed:
         own = fleet[seed]["candidates"] if seed in fleet else {}
         listed = [one for found in own.values() for one in found]
-        packages = {one["package"] for one in asked["sought"]}
-        told = {"candidates": {package: listed + [candidate(file) for file in files]
-                               for package in packages},
+        told = {"candidates": {one["key"]: listed + [candidate(file) for file in files]
+                               for one in asked["sought"]},
                 "house": {one["file"]: {"sha256": one["sha256"]} for one in listed}}
     plan = wheel_fleet.wheel_fleet_plan(fleet, asked, told)
     results = [{"failed": False, "msg": "no such file", "findings": [{"severity": "error"}]}
@@ -105,9 +109,9 @@ def carried_out(fleet, seed, files, fails=()):
     got = dict(came["copies"])
     if seed in fleet:
         got[seed] = [one for one in plan["fetch"] if one["file"] not in fails]
-    for name_, wheels in got.items():
+    for name_, mine in got.items():
         for listed in fleet[name_]["candidates"].values():
-            listed += [dict(one, url="", path="/root/wheels/" + one["file"]) for one in wheels]
+            listed += [dict(one, url="", path="/root/wheels/" + one["file"]) for one in mine]
     return fleet, [one["file"] for one in plan["fetch"]], plan, came
 
 

@@ -33,23 +33,26 @@ class Hosts:
         return json.loads(path.read_text())["files"] if path.exists() else {}
 
     def told(self, name):
-        """The role's fact of a host, after its entry point outline."""
+        """The role's fact of a host, after the last entry point that sets it."""
         return json.loads((self.folder / (name + ".json")).read_text())
 
     def play(self, entries, *options, by_host=None, **variables):
         """Play entry points of the role; its status, and what was printed.
 
-        :param entries: such as ``["outline", "main"]``.
+        :param entries: such as ``["look", "choose", "main"]``.
         :param by_host: variables of a host beside those of all.
         """
-        tasks = [{"name": "Play " + entry, "ansible.builtin.import_role": {
-            "name": "prebuilt_wheel", "tasks_from": entry}} for entry in entries]
-        if "outline" in entries:
-            tasks.insert(entries.index("outline") + 1, {
-                "name": "Keep", "ansible.builtin.copy": {
+        tasks = []
+        for entry in entries:
+            tasks.append({"name": "Play " + entry, "ansible.builtin.import_role": {
+                "name": "prebuilt_wheel", "tasks_from": entry}})
+            if entry in ("look", "choose"):
+                tasks.append({"name": "Keep", "ansible.builtin.copy": {
                     "content": "{{ __prebuilt_wheel | to_json }}", "mode": "0600",
                     "dest": "%s/{{ inventory_hostname }}.json" % self.folder},
-                "delegate_to": "localhost", "check_mode": False, "changed_when": False})
+                    "delegate_to": "localhost", "check_mode": False, "changed_when": False,
+                    # A host's own may be one that nothing runs with.
+                    "vars": {"ansible_python_interpreter": sys.executable}})
         inventory = {"all": {"vars": variables, "hosts": {name: {
             "ansible_connection": "local", "ansible_python_interpreter": sys.executable,
             "prebuilt_wheel_root": str(self.root(name)), **(by_host or {}).get(name, {})}
@@ -87,6 +90,11 @@ def version_of(python, package="tiny_kernel"):
         [str(python), "-c", "import %s; print(%s.__version__)" % (package, package)], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
     return done.stdout.strip()
+
+
+def site_of(python):
+    """Where packages of an environment lie."""
+    return next(pathlib.Path(python).parent.parent.glob("lib/python*/site-packages"))
 
 
 def contents(folder):

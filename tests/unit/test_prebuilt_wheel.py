@@ -8,6 +8,7 @@ import hashlib
 import multiprocessing
 import os
 import pathlib
+import pwd
 import shutil
 import signal
 import stat
@@ -246,6 +247,31 @@ def test_a_file_that_is_not_the_one_that_was_promised(bring, env, tmp_path):
     assert tree(env) == before
 
 
+@pytest.mark.parametrize("state", ["installed", "fetched"])
+def test_a_file_of_which_no_hash_is_known(bring, tmp_path, state):
+    path = good(tmp_path)
+    for check in (True, False):
+        result = bring(path, wheel=candidate(path, sha256=""), state=state, check=check)
+        assert ids(result) == ["wheel-no-hash"], check
+    assert not (tmp_path / "root/wheels").exists()
+
+
+def test_what_a_wheel_says_of_itself_is_short_and_moves_no_cursor(bring, env, tmp_path):
+    many = bring(good(tmp_path / "many", requires=["p%d" % one for one in range(3000)]))
+    assert ids(many) == ["wheel-needs"] and "and 2988 more" in many["findings"][0]["found"]
+    assert len(many["msg"]) < 3000
+    odd = bring(good(tmp_path / "odd", requires=["what is \x1b[2J this", "x" * 10**6]))
+    assert ids(odd) == ["wheel-needs", "wheel-needs-unread"], odd["findings"]
+    assert max(len(one["found"]) for one in odd["findings"]) < 1500
+    assert not any("\x1b" in str(one) for one in odd["findings"])
+    (site(env) / "pip/__init__.py").write_text(
+        "import sys\n__version__ = '24.0'\n"
+        "if 'install' in sys.argv: sys.exit('\x1b[2J no pip today' + 'x' * 10**6)\n")
+    said = bring(good(tmp_path / "new"))
+    assert ids(said) == ["wheel-pip-failed"] and "no pip today" in said["findings"][0]["found"]
+    assert "\x1b" not in said["findings"][0]["found"] and len(said["msg"]) < 3000
+
+
 def test_a_wheel_of_another_python_or_machine(bring, env, tmp_path):
     before = tree(env)
     for tags in ("cp38-cp38-linux_x86_64", "cp311-cp311-win_amd64", "cp311-cp311-linux_mips"):
@@ -296,6 +322,37 @@ def test_what_nobody_has_makes_room(bring, env, tmp_path):
     assert bring(good(tmp_path))["changed"] is True
 
 
+@pytest.mark.parametrize("target, there", [
+    ("other/__init__.py", "egg"), ("elses.py", "nobody"), ("easy-install.pth", "nobody"),
+    ("tiny_kernel.pth", "nobody"), ("sitecustomize.py", "nobody"), ("usercustomize.py", "nobody")])
+def test_what_no_record_has_is_not_overwritten_either(bring, env, tmp_path, target, there):
+    """Packages from before there was RECORD, and what the site has of its own."""
+    (site(env) / target).parent.mkdir(exist_ok=True)
+    (site(env) / target).write_text("# theirs\n")
+    if there == "egg":
+        info = site(env) / "other-1.0.egg-info"
+        info.mkdir()
+        (info / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+        (info / "installed-files.txt").write_text("../other/__init__.py\nPKG-INFO\n")
+    before = tree(env)
+    result = bring(good(tmp_path, files={target: "# mine now\n"}))
+    assert ids(result) == ["wheel-overwrites"], result["msg"]
+    assert ("of other" in result["msg"]) == (there == "egg")
+    assert tree(env) == before
+
+
+@pytest.mark.parametrize("new", ["without it", "with another"])
+def test_what_another_package_shares_is_not_removed(bring, env, tmp_path, new):
+    text = (site(env) / "torch/version.py").read_text()
+    bring(good(tmp_path / "old", "1.0", files={"torch/version.py": text}))
+    before = tree(env)
+    files = {"torch/version.py": "other = True\n"} if new == "with another" else {}
+    result = bring(good(tmp_path / "new", files=files))
+    assert ids(result) == ["wheel-overwrites" if files else "wheel-removes-shared"]
+    assert "torch/version.py of torch" in result["msg"]
+    assert tree(env) == before
+
+
 def test_environments_that_cannot_be(bring, tmp_path):
     path = good(tmp_path)
     assert ids(bring(path, python=str(tmp_path / "none/bin/python"))) == [
@@ -320,6 +377,7 @@ def test_environments_that_others_manage(bring, tmp_path):
 
 @pytest.mark.parametrize("change, wanted", [
     ({"managed": "distribution"}, "wheel-managed"),
+    ({"version": "3.7.16"}, "wheel-environment-old"),
     ({"writable": False, "why_not_writable": "it is mounted read-only"}, "wheel-not-writable")])
 def test_environments_of_the_distribution_and_read_only_ones(
         bring, env, tmp_path, monkeypatch, change, wanted):
@@ -337,6 +395,85 @@ def test_a_package_without_a_list_of_its_files(bring, env, tmp_path):
     before = tree(env)
     assert ids(bring(good(tmp_path / "new"))) == ["wheel-not-removable"]
     assert tree(env) == before
+
+
+@pytest.mark.parametrize("source", ["elsewhere", "gone"])
+def test_a_package_that_is_a_link_to_its_source(bring, env, python, tmp_path, source):
+    """`setup.py develop`: pip goes by the link, and would remove it with its line of a .pth."""
+    src = tmp_path / "src"
+    (src / "tiny_kernel.egg-info").mkdir(parents=True)
+    (src / "tiny_kernel.py").write_text("__version__ = '1.0'\n")
+    (src / "tiny_kernel.egg-info/PKG-INFO").write_text(
+        "Metadata-Version: 2.1\nName: tiny-kernel\nVersion: 1.0\n")
+    (site(env) / "tiny-kernel.egg-link").write_text("%s\n.\n" % src)
+    (site(env) / "easy-install.pth").write_text("%s\n/opt/other\n" % src)
+    assert run(python, "import tiny_kernel; print(tiny_kernel.__version__)") == "1.0"
+    if source == "gone":
+        shutil.rmtree(src)
+    before = tree(tmp_path / "env")
+    result = bring(good(tmp_path / "new"))
+    assert ids(result) == ["wheel-not-removable"] and "egg-link" in result["msg"]
+    assert tree(env) == before and result["rolled_back"] is False
+
+
+def test_a_package_of_an_environment_whose_path_begins_alike(bring, env, python, tmp_path):
+    """pip compares texts, and takes /opt/env-shared for a part of /opt/env."""
+    other = tmp_path / "env-shared"
+    builder.unpack(good(tmp_path / "old", "1.0"), other)
+    (site(env) / "shared.pth").write_text("%s\n" % other)
+    before = tree(env), tree(other)
+    result = bring(good(tmp_path / "new"))
+    assert ids(result) == ["wheel-not-removable"] and str(other) in result["msg"]
+    assert (tree(env), tree(other)) == before
+
+
+def test_one_that_comes_before_the_environments_own(bring, env, tmp_path):
+    bring(good(tmp_path / "old", "1.0"))
+    builder.unpack(good(tmp_path / "older", "0.9"), tmp_path / "first")
+    (site(env) / "first.pth").write_text(
+        "import sys; sys.path.insert(0, %r)\n" % str(tmp_path / "first"))
+    before = tree(env)
+    result = bring(good(tmp_path / "new"))
+    assert ids(result) == ["wheel-installed-twice"] and str(tmp_path / "first") in result["msg"]
+    assert tree(env) == before
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_packages_that_lie_elsewhere_by_a_link(bring, env, tmp_path, there):
+    """pip would never remove what it put there, so that each version lay beside the last."""
+    real = tmp_path / "elsewhere"
+    shutil.move(site(env), real)
+    site(env).symlink_to(real)
+    if there:
+        builder.unpack(good(tmp_path / "old", "1.0"), real)
+    before = tree(real)
+    result = bring(good(tmp_path / "new"))
+    assert ids(result) == ["wheel-site-linked"] and str(real) in result["msg"]
+    assert tree(real) == before
+
+
+@pytest.mark.parametrize("kind", ["console_scripts", "gui_scripts", "distutils"])
+def test_programs_that_pip_removes_by_their_names_come_back(bring, env, tmp_path, kind):
+    name = "tiny_kernel-1.0.dist-info/" + (
+        "scripts/tiny-tool" if kind == "distutils" else "entry_points.txt")
+    text = "#!python\n" if kind == "distutils" else "[%s]\ntiny-tool = tiny_kernel:main\n" % kind
+    builder.unpack(good(tmp_path / "old", "1.0", files={name: text}), site(env))
+    (env / "bin/tiny-tool").write_text("#!/bin/sh\n# in no list of files\n")
+    before = tree(env)
+    bad = builder.wheel(tmp_path / "bad", PACKAGE, "2.0", broken="import_error")
+    assert bring(bad)["rolled_back"] is True
+    assert tree(env) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root's files are made by root")
+@pytest.mark.parametrize("uid, name", [(1234567, "#1234567"), (1, pwd.getpwuid(1).pw_name)])
+def test_root_leaves_no_files_in_somebody_elses_environment(bring, env, tmp_path, uid, name):
+    os.chown(site(env), uid, uid)
+    before = tree(env)
+    for check in (True, False):
+        result = bring(good(tmp_path), check=check)
+        assert ids(result) == ["wheel-owner"] and "ansible_become_user: " + name in result["msg"]
+    assert tree(env) == before and not (tmp_path / "root/wheels").exists()
 
 
 def test_a_package_that_is_recorded_twice(bring, env, tmp_path):
@@ -393,6 +530,8 @@ def test_without_any_pip_the_way_to_one_is_told(bring, bare, tmp_path):
     assert ids(result) == ["wheel-no-pip"]
     assert "%s -m ensurepip" % bare in result["msg"]
     assert tree(tmp_path / "bare") == before
+    assert ids(bring(good(tmp_path), python=str(bare), check=True)) == ["wheel-no-pip"]
+    assert not (tmp_path / "root/wheels").exists(), "nothing was fetched for it"
 
 
 def test_the_toolbelts_pip_serves_an_environment_without_one(bring, bare, tmp_path):
@@ -448,6 +587,10 @@ FAILURES = {
     "wheel-import-crashed": {"broken": "segfault"},
     "wheel-import-failed of a Python that starts no more": {
         "files": {"tiny.pth": "import os; os._exit(3)\n"}},
+    "wheel-import-failed of one that wrote files before": {"files": {
+        "tiny_kernel/__init__.py":
+            "import os\nhere = os.path.dirname(__file__)\nos.makedirs(here + '/made/deep')\n"
+            "open(here + '/cache.bin', 'w').write('x')\nraise ImportError('no')\n"}},
     "wheel-kernel-failed": {"extension": builder.WRONG_KERNEL},
     "wheel-kernel-crashed": {"extension": builder.CRASHING_KERNEL},
 }
@@ -761,6 +904,69 @@ def test_a_wheel_is_built_installed_and_kept_for_others(bring, env, python, tmp_
     assert run(python, "import tiny_kernel; print(tiny_kernel.__version__)") == "2.0"
     again = bring(source, row, state="built", build=PLAN)
     assert (again["changed"], again["file"]) == (False, result["file"])
+
+
+def made(tmp_path, number, setup=""):
+    """A source distribution of one name and version, of whatever content."""
+    return builder.sdist(tmp_path / ("source-%d" % number), PACKAGE, "2.0", "# %d\n%s" % (
+        number, setup))
+
+
+def built_by(python):
+    return run(python, "import tiny_kernel; print(getattr(tiny_kernel, 'by', 0))")
+
+
+def by(number):
+    return "files['tiny_kernel/__init__.py'] = '__version__ = \"2.0\"; by = %d'" % number
+
+
+def test_another_source_of_the_same_name_is_built_anew(bring, python, tmp_path):
+    row = builder.row(PACKAGE)
+    bring(made(tmp_path, 1, by(1)), row, state="built", build=PLAN)
+    assert built_by(python) == "1"
+    second = made(tmp_path, 2, by(2))
+    assert bring(second, row, state="built", build=PLAN)["changed"]
+    assert built_by(python) == "2"
+    assert not bring(second, row, state="built", build=PLAN)["changed"]
+
+
+def test_what_was_built_for_another_environment_is_built_anew(bring, python, tmp_path):
+    row, source = builder.row(PACKAGE), made(tmp_path, 1)
+    bring(source, row, state="built", build=PLAN)
+    told = bring(source, row, state="built", build={**PLAN, "built_for": {"torch": "2.9"}},
+                 check=True)
+    assert told["changed"]
+    assert not bring(source, row, state="built", build=PLAN, check=True)["changed"]
+
+
+def test_what_was_built_and_has_changed_since_is_built_anew(bring, python, tmp_path):
+    row, source = builder.row(PACKAGE), made(tmp_path, 1)
+    name = bring(source, row, state="built", build=PLAN)["file"]
+    wheel = tmp_path / "root" / "wheels" / name
+    content = wheel.read_bytes()
+    wheel.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    result = bring(source, row, state="built", build=PLAN)
+    assert not result.get("failed"), result["msg"]
+    assert wheel.read_bytes() != content[:-1] + bytes([content[-1] ^ 1])
+
+
+def test_a_name_as_long_as_a_name_may_be_is_known_again(tmp_path):
+    house = prebuilt_wheel.House(str(tmp_path / "house"))
+    params = {"wheel": {"file": "%s-2.0.tar.gz" % ("x" * 240), "sha256": "a" * 64},
+              "build": {"built_for": {}}}
+    wheel = good(tmp_path)
+    house.add(str(wheel), wheel.name, source=prebuilt_wheel.made_from(params))
+    assert prebuilt_wheel.house_made(params, house) == wheel.name
+
+
+def test_nothing_is_built_that_the_wheelhouse_has_no_room_for(bring, env, tmp_path, monkeypatch):
+    there = tree(env)
+    monkeypatch.setattr(prebuilt_wheel, "BUILT_BYTES", 2**60)
+    source = made(tmp_path, 1, "open(%r, 'w').close()" % str(tmp_path / "was-built"))
+    result = bring(source, builder.row(PACKAGE), state="built", build=PLAN)
+    assert result["failed"] and ids(result) == ["wheel-no-space"]
+    assert not (tmp_path / "was-built").exists()
+    assert tree(env) == there
 
 
 def test_a_build_that_fails_changes_nothing(bring, env, tmp_path):

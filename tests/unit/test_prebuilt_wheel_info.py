@@ -74,6 +74,16 @@ def test_candidates_of_the_wheelhouse_and_of_sources(info, wheels, tmp_path):
     assert len(unknown["candidates"]["tiny-kernel"]) == 2, "what there is instead is told"
 
 
+def test_questions_about_one_package_are_answered_each_by_its_key(info, wheels, tmp_path):
+    apart = tmp_path / "apart"
+    audited = builder.wheel(apart, "tiny-kernel", "0.9")
+    sources = {"one": str(wheels), "two": str(apart)}
+    found = info(candidates=[{"package": "tiny-kernel", "key": key, "sources": [{"folder": folder}]}
+                             for key, folder in sources.items()])["candidates"]
+    assert {key: {one["file"] for one in listed} for key, listed in found.items()} == {
+        "one": {path.name for path in wheels.iterdir()}, "two": {audited.name}}
+
+
 def test_offline_nobody_is_asked(info, wheels):
     with index.Index(wheels) as served:
         found = info(candidates=[{"package": "tiny-kernel", "sources": [

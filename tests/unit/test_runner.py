@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 
 import pytest
 
@@ -124,6 +125,38 @@ def test_a_tool_that_cannot_be_started_is_no_exception(tmp_path, kind):
 
 def test_output_that_is_no_text_is_still_an_answer():
     assert "\ufffd" in python("import sys; sys.stdout.buffer.write(b'\\xff\\xfe')").stdout
+
+
+SAYS = "import os; [os.write(%d, b'x' * 2**20) for _ in range(64)]; os.write(%d, b'end')"
+
+
+@pytest.mark.parametrize("file", [1, 2])
+def test_of_a_tool_that_says_more_than_is_kept_the_end_is_kept(file):
+    ran = python(SAYS % (file, file), timeout_s=60, most=1000)
+    assert ran.ok
+    said = (ran.stdout, ran.stderr)
+    assert (said[file - 1], said[2 - file]) == ("x" * 997 + "end", "")
+
+
+def test_what_is_said_without_an_end_takes_no_memory_without_an_end():
+    assert runner.MOST_BYTES <= 2**28
+    tracemalloc.start()
+    try:
+        python(SAYS % (1, 1), timeout_s=60, most=2**20)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_both_outputs_are_read_whatever_is_said_on_them_first():
+    ran = python("import os; [os.write(2 - n % 2, b'x' * 2**16) for n in range(64)]",
+                 timeout_s=60)
+    assert (len(ran.stdout), len(ran.stderr)) == (2**21, 2**21)
+
+
+def test_a_tool_that_closes_its_outputs_and_works_on_is_ended_at_the_limit():
+    ran = python("import os, time; os.close(1); os.close(2); time.sleep(600)", timeout_s=2)
+    assert (ran.rc, ran.error) == (None, "no answer within 2 s")
 
 
 def test_a_complaint_takes_what_there_is():

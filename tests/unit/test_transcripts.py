@@ -8,7 +8,7 @@ import sys
 import pytest
 import record_transcript
 import yaml
-from transcripts import FIXTURES, Replay, calls_of
+from transcripts import FIXTURES, Replay, calls_of, said
 
 from ansible.module_utils.firstlight import runner
 from ansible.module_utils.firstlight.runner import run
@@ -24,6 +24,7 @@ def tape(monkeypatch):
     def start(*sources, ordered=False):
         one = Replay(*sources, ordered=ordered)
         monkeypatch.setattr(runner, "subprocess", one)
+        monkeypatch.setattr(runner, "_said", said)
         return one
 
     return start

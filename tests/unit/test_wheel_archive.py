@@ -101,7 +101,13 @@ def test_a_file_by_another_name(tmp_path):
 @pytest.mark.parametrize("one, other, same", [
     ("2.8", "2.8.0", True), ("2.8.0+cu12.torch2.8", "2.8.0+cu12_torch2.8", True),
     ("v1.0", "1.0", True), ("1.0.POST1", "1.0.post1", True), ("2.8", "2.80", False),
-    ("2.8+a", "2.8", False), ("10", "1", False)])
+    ("2.8+a", "2.8", False), ("10", "1", False), ("2024.01.2", "2024.1.2", True),
+    ("1.0-alpha.1", "1.0a1", True), ("1.0c1", "1.0rc1", True), ("1.0a", "1.0a0", True),
+    ("1.0-1", "1.0.post1", True), ("1.0.rev2", "1.0.post2", True), ("1_0", "1.0", False),
+    ("1.0.dev01", "1.0dev1", True), ("0!1.0", "1", True), ("1!1.0", "1.0", False),
+    ("1.0a1", "1.0.post1", False), ("1.0a1.dev2", "1.0a12", False), ("1+01.A", "1+1.a", True),
+    ("1.0.post", "1.0.post0", True), ("1.0a1", "1.0", False), ("0.0", "0", True),
+    ("9" * 5000 + ".0", "9" * 5000, True), ("of.the.moon", "of.the.moon", True)])
 def test_versions_that_are_one(one, other, same):
     assert archive.same_version(one, other) is same
 
@@ -137,6 +143,19 @@ def test_an_encrypted_member(tmp_path):
     content[at:at + 2] = struct.pack("<H", struct.unpack("<H", content[at:at + 2])[0] | 1)
     path.write_bytes(content)
     assert refused(path)["id"] == "wheel-unsafe"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_is_compressed_as_no_wheel_is(tmp_path, method):
+    path = good(tmp_path)
+    with zipfile.ZipFile(path) as old:
+        members = [(name, old.read(name)) for name in old.namelist()]
+    # All is as RECORD says: pip would take it where Python has that method.
+    with zipfile.ZipFile(path, "w", method) as new:
+        for name, content in members:
+            new.writestr(name, content)
+    one = refused(path)
+    assert one["id"] == "wheel-unsafe" and "compressed" in one["found"]
 
 
 def test_members_over_one_another(tmp_path):

@@ -28,7 +28,8 @@ from ansible.module_utils.firstlight.wheels.build import BuildFailed, build
 GIB = 2**30
 HOST = {"cpu": {"cores": 3}, "memory": {"available_bytes": 64 * GIB},
         "disk": {"path": "/srv", "free_bytes": 500 * GIB}, "devices": []}
-ENVIRONMENT = {"torch": {"state": "ok", "why": "", "version": "2.8.0", "cuda": "99.4",
+ENVIRONMENT = {"version": "3.11.2",
+               "torch": {"state": "ok", "why": "", "version": "2.8.0", "cuda": "99.4",
                          "cxx11abi": True, "devices": []}}
 # Processes that leave their session, their parent and their environment behind, and one that does
 # nothing of that; what they are is written where the test reads it.
@@ -476,6 +477,35 @@ def test_a_wheel_may_tell_more_of_its_version_than_its_source(place):
     assert place.build(made).endswith("tiny-1.0+cu12torch2.8-py3-none-any.whl")
 
 
+LOCAL = """
+import os, sys
+sys.modules["backend"].VERSION += "+" + os.environ["FLASH_ATTN_LOCAL_VERSION"]
+"""
+
+
+def test_a_wheel_that_the_row_has_named_by_what_it_is_built_for_is_the_one(place):
+    path = place.build(place.sdist(LOCAL, version="2.8.3"), row={
+        "environment": {"FLASH_ATTN_LOCAL_VERSION": "cu{cuda_major}torch{torch}"}})
+    assert os.path.basename(path) == "tiny-2.8.3+cu99torch2.8-py3-none-any.whl"
+    assert place.left() == [os.path.basename(path)]
+
+
+@pytest.mark.parametrize(("source", "made"), [
+    ("1.0+cu12", "1.0+cu12"), ("2024.01.2", "2024.1.2"), ("1.0", "1.0.0+cu12"),
+    ("1.0.0rc1", "1.0rc1+cu12")])
+def test_a_version_may_be_spelt_otherwise(place, source, made):
+    sdist = place.sdist(version=made).rename(place.folder / ("tiny-%s.tar.gz" % source))
+    assert place.build(sdist).endswith("tiny-%s-py3-none-any.whl" % made)
+
+
+@pytest.mark.parametrize(("source", "made"), [
+    ("1.0+cu12", "1.0+cu13"), ("1.0", "1.0.1+cu12"), ("1.0", "1.0.post1"), ("1.0+cu12", "1.0")])
+def test_a_version_that_is_another_is_none(place, source, made):
+    sdist = place.sdist(version=made).rename(place.folder / ("tiny-%s.tar.gz" % source))
+    found, _ = place.fails(sdist)
+    assert "tiny " + source in found["wheel-build-result"]["wanted"]
+
+
 def test_a_wheel_without_its_compiled_part_is_none(place):
     found, _ = place.fails(place.sdist(), compiled=True)
     assert "compiled part" in found["wheel-build-result"]["wanted"]
@@ -580,6 +610,18 @@ def test_a_distribution_that_is_not_whole_is_not_built(place):
     sdist.write_bytes(sdist.read_bytes()[:200])
     found, _ = place.fails(sdist)
     assert str(sdist) in found["wheel-build-sdist"]["found"]
+
+
+def test_an_interpreter_that_does_not_answer_is_told_without_its_control_characters(
+        place, tmp_path):
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nprintf 'no \\033[2J%05000d' 0 >&2\nexit 1\n")
+    broken.chmod(0o755)
+    sdist, place.python = place.sdist(), str(broken)
+    found, _ = place.fails(sdist)
+    said = found["wheel-build-requires"]["found"]
+    assert "no \\x1b[2J000" in said
+    assert len(said) < 2500
 
 
 def test_a_host_without_compilers_is_told_what_to_install(place, monkeypatch, tmp_path):

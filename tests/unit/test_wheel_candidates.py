@@ -149,6 +149,16 @@ def test_any_other_version_asks_for_all_releases(served, folder, version):
     assert len(served.done()) == 3  # 2.8.3, 2.8.2, 1.0: page after page
 
 
+def test_a_page_of_releases_is_a_small_one(tmp_path):
+    # Each of them may have hundreds of files, and the limit of a page is one of time and size.
+    for number in range(31):
+        (tmp_path / ("flash_attn-2.%d-py3-none-any.whl" % number)).write_bytes(b"")
+    with index.Index(tmp_path) as served:
+        found, _ = find({"release": "o/n"}, release_api=served.url)
+        assert len(served.done()) == 2
+    assert len(found) == 31
+
+
 def test_a_list_of_releases_that_leads_elsewhere_is_not_followed(served):
     served.faults["/repos/*"] = {"page": 1}
     here, there = served.url, served.cdn_url
@@ -510,9 +520,54 @@ def test_a_login_of_pips_index_fetches_the_file_too(served, folder, tmp_path):
 def test_proxies_of_the_host_are_used_and_forgotten(served, folder, monkeypatch):
     env = {"http_proxy": served.url, "no_proxy": ""}
     found, findings = find({"index": "http://index.example.org/simple"}, env=env)
-    assert (sorted(files(found)), findings) == (all_of(folder), [])
+    assert sorted(files(found)) == all_of(folder)
+    assert ids(findings) == [("wheel-plain-http", "warning")]
     assert served.done()[0].proxied == "index.example.org"
     assert "http_proxy" not in os.environ
+
+
+@pytest.mark.parametrize(("source", "more"), [
+    ({"index": "http://index.example.org/simple"}, {}),
+    ({"index": "pip"}, {"PIP_INDEX_URL": "http://%s@index.example.org/simple" % USER}),
+    ({"page": "http://index.example.org/flat.html?token=s3cret"}, {}),
+    ({"release": "o/n"}, {})])
+def test_hashes_that_came_without_tls_are_told(served, source, more):
+    env = {"http_proxy": served.url, "no_proxy": "", **more}
+    found, findings = find(source, source, env=env, release_api="http://api.example.org")
+    assert found
+    # Once, however often it is asked.
+    assert ids(findings) == [("wheel-plain-http", "warning")]
+    assert ".example.org/" in findings[0]["found"]
+    no_secret(findings)
+
+
+def test_a_page_that_leads_from_tls_to_none_is_told():
+    asked = asking._Asked("flash-attn", "", asking.RELEASE_API, False, None, ())
+    asked.trusted("index x", "https://index.example.org/simple", "http://cdn.example.org/simple")
+    assert "cdn.example.org" in asked.findings[0]["found"]
+    asked.findings.clear()
+    for url in ("https://index.example.org/", "http://127.0.0.1:8000/", "http://localhost/",
+                "http://[::1]:80/"):
+        asked.trusted("index x", url)
+    assert asked.findings == []
+    asked.trusted("index x", "http://127.example.org/")
+    assert ids(asked.findings) == [("wheel-plain-http", "warning")]
+
+
+def test_without_tls_and_without_files_the_run_is_not_stopped_for_tls(served):
+    env = {"http_proxy": served.url, "no_proxy": ""}
+    found, findings = asking.find("of-the-moon", "", [
+        {"page": "http://index.example.org/flat.html"}], env=env)
+    assert found == []
+    assert ids(findings) == [("wheel-plain-http", "warning"), ("wheel-source-empty", "info")]
+
+
+def test_the_user_of_a_source_is_asked_for_where_one_may_stand(served):
+    """The role refuses one in `prebuilt_wheel_sources`."""
+    served.faults["*"] = {"auth": USER}
+    _, findings = find({"index": served.simple})
+    assert "(`network_access_pip_indexes`)" in findings[0]["remedy"]
+    assert "the source in" not in findings[0]["remedy"]
 
 
 # The rig.

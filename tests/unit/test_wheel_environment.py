@@ -76,7 +76,7 @@ SHAPE = {
     "installed": dict, "beside": dict, "facts_unread": dict,
 }
 INSTALLED = {
-    "version": str, "location": str, "installer": str, "conda": bool,
+    "version": str, "location": str, "installer": str, "conda": bool, "sha256": str,
     "imports": {"state": {"ok", "failed", "crashed", "slow"}, "why": str, "seconds": NUMBER},
     "kernel": {"state": {"ran", "failed", "crashed", "slow", "skipped", "none"}, "why": str,
                "error": NUMBER, "device": str},
@@ -200,6 +200,30 @@ def test_what_is_installed_says_where_and_by_whom(made):
     one = looked(python, "tiny")["installed"]["tiny"]
     assert (one["version"], one["location"], one["installer"], one["conda"]) == (
         "1.0", str(of(python)), "pip", False)
+
+
+def test_the_file_that_pip_installed_is_told_by_its_hash(made, tmp_path):
+    python = made()
+    wheel = package(tmp_path, "tiny")
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "--no-index",
+                    "--no-deps", "--quiet", str(wheel)], check=True)
+    assert looked(python, "tiny")["installed"]["tiny"]["sha256"] == builder.sha256(wheel)
+
+
+@pytest.mark.parametrize(("record", "told"), [
+    ('{"archive_info": {"hashes": {"sha256": "%s"}}, "url": "file:///x"}' % ("aB" * 32), "ab" * 32),
+    ('{"archive_info": {"hash": "sha256=%s"}, "url": "file:///x"}' % ("a" * 64), "a" * 64),
+    ('{"archive_info": {"hash": "md5=%s"}, "url": "file:///x"}' % ("a" * 64), ""),
+    ('{"archive_info": {"hash": "sha256=short"}}', ""), ('{"archive_info": {"hash": 7}}', ""),
+    ('{"archive_info": {}}', ""), ('{"archive_info": []}', ""), ('{"dir_info": {}}', ""),
+    ('{"archive_info": {"hashes": {"sha256": 7}}}', ""), ("[", ""), ("[]", ""), ("", ""),
+    ("[" * 100000, ""),
+])
+def test_a_record_that_tells_no_hash_is_none(made, record, told):
+    python = made(tiny="")
+    info = next(of(python).glob("tiny-*.dist-info"))
+    (info / "direct_url.json").write_text(record)
+    assert looked(python, "tiny")["installed"]["tiny"]["sha256"] == told
 
 
 def test_two_records_of_a_package_are_told(made, tmp_path):

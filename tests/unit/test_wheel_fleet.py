@@ -35,7 +35,8 @@ def test_an_environment_is_looked_at_once_with_all_its_rows():
 def test_the_same_question_is_asked_once():
     plain = rig.request()
     assert wheel_fleet.wheels_sought([plain, dict(plain, python="/opt/other")]) == [
-        {"package": "tiny-kernel", "version": "", "sha256": "", "sources": plain["sources"]}]
+        {"key": rig.key(), "package": "tiny-kernel", "version": "", "sha256": "",
+         "sources": plain["sources"]}]
     for other in ({"version": "==1.0"}, {"sources": [{"folder": "/srv"}]}, {"sha256": "a" * 64}):
         assert len(wheel_fleet.wheels_sought([plain, dict(plain, **other)])) == 2
 
@@ -94,6 +95,20 @@ def test_another_wheel_is_another_plan_and_the_same_is_kept():
         key: first[key] for key in ("gpus", "context", "flags", "command")}
 
 
+def test_what_is_there_is_what_is_wanted_of_all_that_works():
+    asked = [rig.request(), rig.request("other", place=1), rig.request("none", place=2),
+             rig.request(python="/opt/gone/bin/python")]
+    places = {rig.PYTHON: rig.environment(tiny_kernel="1.1+cu130", other="2.0", none=None)}
+    there = wheel_fleet.wheels_there(asked, places)
+    assert there == {rig.PYTHON: {"tiny-kernel": {"version": "1.1", "sha256": ""},
+                                  "other": {"version": "2.0", "sha256": ""}}}
+    assert there == deciding.wheels_wanted(deciding.wheel_decisions(asked, places, {}, {}))
+    places[rig.PYTHON]["installed"]["other"]["imports"]["state"] = "failed"
+    places[rig.PYTHON]["installed"]["tiny-kernel"]["version"] = "no version"
+    assert wheel_fleet.wheels_there(asked, places) == {
+        rig.PYTHON: {"other": {"version": "2.0", "sha256": ""}}}
+
+
 # What is compiled.
 
 
@@ -101,8 +116,10 @@ def test_another_wheel_is_another_plan_and_the_same_is_kept():
 def test_what_is_compiled_has_a_plan_and_what_cannot_be_is_refused(given_):
     decisions, _, _, limit_s = given_
     for before, one in zip(decisions, wheel_fleet.wheel_build_decisions(*given_)):
+        # Who prints a decision does not print a thousand files.
+        assert "rejected" not in one
         if before["action"] != "build":
-            assert one == before
+            assert {**one, "rejected": before["rejected"]} == before
             continue
         against = findings.blocking(one["findings"])
         assert one["action"] == ("refused" if against else "build")
@@ -159,7 +176,7 @@ def test_each_machine_and_python_gets_its_own_and_each_file_is_fetched_once():
 def test_what_the_seed_built_its_like_get_and_nobody_fetches():
     built = {"torch": "", "cuda": "", "cxx11abi": None, "capabilities": []}
     told = rig.answer(house=[X86])
-    told["candidates"]["tiny-kernel"][0].update(built_for=built, source="built here")
+    told["candidates"][rig.key()][0].update(built_for=built, source="built here")
     fleet = {"a": rig.host(rig.request(), has=[X86]), "b": rig.host(rig.request())}
     plan = wheel_fleet.wheel_fleet_plan(
         fleet, wheel_fleet.wheel_fleet_asked(fleet), told)
@@ -191,7 +208,7 @@ def test_who_has_no_wheel_is_told_and_keeps_nothing_from_the_others():
     assert list(plan["stuck"]) == ["odd"]
     assert {one["id"][:6] for one in plan["stuck"]["odd"]} == {"wheel-"}
     assert fetched == [X86]
-    assert after["b"]["candidates"]["tiny-kernel"]
+    assert after["b"]["candidates"][rig.key()]
 
 
 def test_who_was_to_list_and_fell_out_is_named():
@@ -201,6 +218,68 @@ def test_who_was_to_list_and_fell_out_is_named():
     first = plan["stuck"]["b"][0]
     assert first["id"] == "wheel-no-answer"
     assert "a was to list" in first["found"]
+
+
+def test_a_seed_that_is_down_is_named_to_those_that_need_something():
+    fleet = {"b": rig.host(rig.request()), "idle": rig.host(),
+             "done": rig.host(rig.request(), tiny_kernel="1.1"),
+             "has": rig.host(rig.request(), has=[X86])}
+    plan = wheel_fleet.wheel_fleet_plan(fleet, wheel_fleet.wheel_fleet_asked(fleet, "gone"), {})
+    assert list(plan["stuck"]) == ["b"]
+    first = plan["stuck"]["b"][0]
+    assert (first["id"], first["subject"]) == ("wheel-no-answer", "prebuilt_wheel_seed")
+    assert "gone was to list wheels for all, and is unreachable" in first["found"]
+    assert (plan["fetch"], plan["needs"]) == ([], {})
+
+
+def test_a_seed_that_may_not_go_out_is_no_way_out():
+    fleet = {"a": rig.host(rig.request(), can=False), "b": rig.host(rig.request())}
+    told = {"candidates": {}, "house": {}}
+    plan = wheel_fleet.wheel_fleet_plan(fleet, wheel_fleet.wheel_fleet_asked(fleet, "a"), told)
+    assert sorted(plan["stuck"]) == ["a", "b"]
+    assert "there is no way out" in plan["stuck"]["b"][0]["found"]
+
+
+@pytest.mark.parametrize("has", [False, True])
+@pytest.mark.parametrize("seed", ["", "b", "localhost"])
+def test_two_files_of_one_name_are_never_put_in_one_place(seed, has):
+    first, second = (rig.candidate(X86, url="https://%s.example.org/%s" % (cuda, X86),
+                                   sha256=digit * 64, source=cuda)
+                     for cuda, digit in (("cu126", "a"), ("cu130", "b")))
+    fleet = {name: rig.host(rig.request(sha256=one["sha256"])) for name, one in (
+        ("a", first), ("b", second), ("c", first), ("d", second))}
+    own = dict(second, path="/root/wheels/" + X86)
+    if has:
+        fleet["b"]["candidates"] = {rig.key(fleet["b"]["requests"][0]): [own]}
+    asked = wheel_fleet.wheel_fleet_asked(fleet, seed)
+    listed = [first, second, *[own] * (has and seed == "b")]
+    plan = wheel_fleet.wheel_fleet_plan(fleet, asked, {
+        "candidates": {one["key"]: listed for one in asked["sought"]},
+        "house": {X86: own} if has and seed == "b" else {}})
+    passing = second if seed == "b" else first
+    assert plan["fetch"] == ([] if seed == "b" and has else [passing])
+    assert sorted(plan["needs"]) == [
+        name for name in "abcd" if fleet[name]["requests"][0]["sha256"] == passing["sha256"]
+        and not (name == "b" and has)]
+    stuck = [name for name in "abcd" if fleet[name]["requests"][0]["sha256"] != passing["sha256"]
+             and not (name == "b" and has)]
+    assert sorted(plan["stuck"]) == stuck
+    [told] = plan["stuck"][stuck[0]]
+    assert told["id"] == "wheel-same-name"
+    assert first["sha256"] in told["found"] and second["sha256"] in told["found"]
+
+
+def test_two_environments_of_a_host_may_need_two_files_of_one_name():
+    first, second = (rig.candidate(X86, sha256=digit * 64) for digit in "ab")
+    other = rig.request(python="/opt/other/bin/python", sha256="b" * 64, place=1)
+    fleet = {"a": rig.host(rig.request(sha256="a" * 64), other)}
+    fleet["a"]["candidates"] = {rig.key(other): [dict(second, path="/root/wheels/" + X86)]}
+    asked = wheel_fleet.wheel_fleet_asked(fleet, "localhost")
+    plan = wheel_fleet.wheel_fleet_plan(fleet, asked, {
+        "candidates": {one["key"]: [first, second] for one in asked["sought"]}, "house": {}})
+    # The one that is there is not replaced.
+    assert (plan["fetch"], plan["needs"]) == ([], {})
+    assert [one["subject"] for one in plan["stuck"]["a"]] == ["prebuilt_wheel_packages[0]"]
 
 
 def test_a_file_that_does_not_come_fails_only_those_that_need_it():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pathlib
@@ -160,7 +161,7 @@ def test_redirects_to_another_host_are_followed_without_the_login(house, served,
     with index.Index(served.folder) as other:
         served.faults["/files/*"] = {"redirect": other.url + "/files/" + candidate["file"]}
         house.bring(dict(candidate, size=None),
-                    sources=[{"index": served.named("me:s3cret")}, {"folder": "/x"}])
+                    env={"PIP_INDEX_URL": served.named("me:s3cret")})
         assert all(one.authorization for one in fetches(served))
         assert {one.authorization for one in other.done()} == {""}
 
@@ -251,7 +252,7 @@ def test_a_folder_with_another_file_than_promised_is_refused(house, offered, nam
     assert told["id"] == "wheel-corrupt"
     assert sha256_of(str(offered / name)) in told["found"]
     assert found["sha256"] in told["wanted"]
-    assert os.listdir(house.folder) == []
+    assert os.listdir(house.folder) == [houses.LOCK]
 
 
 def test_a_folder_with_our_manifest_gives_out_by_it(house, offered, name, candidate, tmp_path):
@@ -323,6 +324,78 @@ def test_what_was_built_here_is_taken_in(house, tmp_path, name, offered):
     told = problem(house.add, str(again), name, "0" * 64)
     assert told["id"] == "wheel-corrupt"
     assert pathlib.Path(path).read_bytes() == b"built again"
+
+
+KILLED = """
+import os, signal, sys
+import ansible.module_utils
+ansible.module_utils.__path__.append(sys.argv[1])
+from ansible.module_utils.firstlight import paths
+from ansible.module_utils.firstlight.wheels import house
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+%s
+house.House(sys.argv[2]).add(sys.argv[3], sys.argv[3].rpartition("/")[2])
+"""
+
+
+@pytest.mark.parametrize("point", [
+    "house.sha256_of = killed", "house.os.rename = killed",
+    "house.os.fchmod = killed", "paths.os.chmod = killed"])
+def test_what_a_killed_run_was_writing_goes_with_the_next(house, offered, name, point):
+    os.chmod(offered / name, 0o600)
+    os.makedirs(house.folder)
+    # Others' files are no concern of this.
+    beside = [".%s.incomplete" % name, ".hidden", "notes.0123456789abcdef"]
+    for one in beside:
+        pathlib.Path(house.folder, one).write_text("")
+    died = subprocess.run([sys.executable, "-c", KILLED % point, "module_utils", house.folder,
+                           str(offered / name)], check=False)
+    assert died.returncode == -9
+    assert len(set(os.listdir(house.folder)) - {*beside, name, houses.LOCK}) == 1
+    house.add(str(offered / name), name)
+    assert sorted(os.listdir(house.folder)) == sorted(
+        [*beside, name, houses.LOCK, houses.MANIFEST])
+
+
+def test_what_another_run_is_writing_stays(house, offered, name, monkeypatch):
+    """Only one copies at a time, so what is seen then is nobody's."""
+    monkeypatch.setattr(houses, "LOCK_S", 0.1)
+    with Lock(os.path.join(house.folder, houses.LOCK), 0):
+        theirs = pathlib.Path(house.folder, ".%s.0123456789abcdef" % name)
+        theirs.write_text("so far")
+        assert problem(house.add, str(offered / name), name)["id"] == "wheel-house-busy"
+        assert theirs.read_text() == "so far"
+
+
+def test_what_is_to_be_made_is_given_room_beforehand(house, tmp_path, name):
+    house.ready(name, 1)
+    assert problem(house.ready, name, 2**60)["id"] == "wheel-no-space"
+    assert problem(house.ready, "../x", 1)["id"] == "wheel-bad-name"
+    pathlib.Path(house.manifest).write_text("[]")
+    assert problem(house.ready, name, 1)["id"] == "wheel-bad-manifest"
+    (tmp_path / "file").write_text("")
+    assert problem(House(str(tmp_path / "file" / "house")).ready, name, 1)["id"] == (
+        "wheel-not-written")
+
+
+@pytest.mark.parametrize(("status", "headers"), [
+    (206, {"Content-Range": "bytes 0-0/%s" % ("9" * 5000)}),
+    (206, {"Content-Range": "bytes 0-0/\u0663"}),
+    (200, {"Content-Length": "9" * 5000})])
+def test_a_size_that_is_none_is_no_size(house, candidate, monkeypatch, status, headers):
+    class Answer(io.BytesIO):
+        """An answer that no server of Python's would give."""
+
+    class Opener:
+        def open(self, *_, **__):
+            answer = Answer()
+            answer.status, answer.headers = status, headers
+            return answer
+
+    monkeypatch.setattr(houses, "opener", Opener)
+    told = problem(house.bring, dict(candidate, size=None))
+    assert "tells no size" in told["found"]
 
 
 def test_what_is_no_file_is_not_taken_in(house, tmp_path, name):

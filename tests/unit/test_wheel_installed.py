@@ -67,6 +67,7 @@ class Env:
     def left(self, **changes):
         return Left(**{
             "old": self.paths((*FILES, "pkg/link")), "new": self.paths(NEW),
+            "own": self.paths(["pkg", "pkg-1.0.dist-info", "pkg-2.0.dist-info"]),
             "site": str(self.site), "prefix": str(self.prefix), "roots": [str(self.prefix)],
             "size": 1000, **changes})
 
@@ -233,13 +234,76 @@ def test_an_environment_that_was_made_anew_is_left_alone(env):
     change._lock.__exit__()
     # As after a kill; then somebody makes the environment again.
     os.rename(env.prefix, str(env.prefix) + ".old")
-    shutil.copytree(str(env.prefix) + ".old", env.prefix, symlinks=True)
+    shutil.copytree(str(env.prefix) + ".old", env.prefix, symlinks=True,
+                    ignore=shutil.ignore_patterns(installed.BESIDE + "*"))
     env.write("pkg/__init__.py", "of the new environment")
     before = env.tree()
     with env.change() as change:
         assert change.recovered
         env.stash.clear()
     assert env.tree() == before and env.left_over() == []
+
+
+def test_an_environment_that_was_made_anew_in_its_folder_is_left_alone(env, tmp_path):
+    """As `venv --clear` does, and as it is where the number of an inode is given again."""
+    change = env.change()
+    change.__enter__()
+    env.stash.keep(change, env.left())
+    change._lock.__exit__()
+    shutil.rmtree(env.site)
+    env.write("pkg/__init__.py", "of the new environment")
+    before = env.tree()
+    with env.change() as change:
+        assert change.recovered
+        env.stash.clear()
+    assert env.tree() == before and env.left_over() == []
+
+
+def test_what_was_there_before_is_nobodys_rubbish(env):
+    """Whatever it is called: pip's own names while it works are no others' to lose."""
+    for name in ("pkg/lib.so.1", "pkg/__init__.py.20241101", "~kg/left", "two.soa1_b2c3d.tmp",
+                 "__pycache__/single.cpython-39.pyc.77", "pkg/data/cache", "single.py.firstlight"):
+        env.write(name, "somebody's")
+    before = env.tree()
+    with pytest.raises(Failed), env.change() as change:
+        env.stash.keep(change, env.left())
+        os.rename(env.site / "pkg", env.site / "~~g")
+        for name in ("pkg/__init__.py", "two.so", "pkg/more/y.py"):
+            env.write(name, "new")
+        # What is not the package's pip leaves where it is.
+        for name in ("lib.so.1", "__init__.py.20241101", "data"):
+            os.rename(env.site / "~~g" / name, env.site / "pkg" / name)
+        raise Failed
+    assert env.tree() == before
+
+
+def test_what_an_import_writes_into_the_packages_folder_goes(env):
+    env.write("pkg/data/theirs", "was there")
+    before = env.tree()
+    with pytest.raises(Failed), env.change() as change:
+        env.stash.keep(change, env.left())
+        for name in ("pkg/cache.bin", "pkg/made/x", "pkg/data/more", "pkg-1.0.dist-info/x",
+                     "pkg/more/z.py"):
+            env.write(name, "written by the import")
+        raise Failed
+    assert env.tree() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("linked", [True, False])
+def test_files_folders_and_links_keep_their_owner(env, monkeypatch, linked):
+    for name in ("pkg/lib.so", "pkg/link", "pkg/deep", "pkg/deep/er/x.py"):
+        os.chown(env.site / name, 1234, 1235, follow_symlinks=False)
+    if not linked:
+        monkeypatch.setattr(installed, "_linked", lambda *paths: False)
+    before = env.tree()
+    with pytest.raises(Failed), env.change() as change:
+        env.stash.keep(change, env.left())
+        shutil.rmtree(env.site / "pkg")
+        env.write("pkg/deep", "a file")
+        raise Failed
+    assert env.tree() == before
+    assert before["site/pkg/link"][3] == before["site/pkg/deep"][3] == 1234
 
 
 def test_a_folder_that_is_named_by_a_strange_file_stays(env, tmp_path):
@@ -319,6 +383,23 @@ def test_owners_of_files(tmp_path):
         "other/x.py", "../bin/a,b", "mine.py", "nobody.py")}
     assert installed.owners(files.values(), [str(tmp_path)], "my-own") == {
         files["other/x.py"]: "other_one", files["../bin/a,b"]: "other_one"}
+
+
+def test_owners_of_files_from_before_there_was_a_record(tmp_path):
+    for name, file, text in (
+            ("by_files-1.0.egg-info", "installed-files.txt", "../one/a.py\n../top.py\nPKG-INFO\n"),
+            ("by_names-1.0-py3.11.egg-info", "top_level.txt", "two\nsingle\n"),
+            ("my_own-1.0.egg-info", "top_level.txt", "mine\n"),
+            ("none-1.0.egg-info", "PKG-INFO", "two\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(text)
+    (tmp_path / "by_files-1.0.egg-info/top_level.txt").write_text("one\n")
+    (tmp_path / "plain-1.0.egg-info").write_text("Name: plain\n")
+    files = {name: str(tmp_path / name) for name in (
+        "one/a.py", "one/b.py", "top.py", "two/deep/x.py", "single.py", "twos.py", "mine/x.py")}
+    found = installed.owners(files.values(), [str(tmp_path)], "my-own")
+    assert found == {files["one/a.py"]: "by_files", files["top.py"]: "by_files",
+                     files["two/deep/x.py"]: "by_names", files["single.py"]: "by_names"}
 
 
 STEPS = st.lists(st.tuples(st.sampled_from(sorted({*FILES, *NEW})),

@@ -48,7 +48,18 @@ TOLD = [
 ]
 MADE = [
     # Names of these kinds, which nobody of those whose names are in the fixture gives.
-    ("x-1.0+pt210cu128-cp312-cp312-linux_x86_64.whl", (12, 8), "2.10"),
+    # 2.1.0 or 2.10, nobody knows.
+    ("x-1.0+pt210cu128-cp312-cp312-linux_x86_64.whl", (12, 8), ""),
+    ("x-1.0+pt212cu121-cp312-cp312-linux_x86_64.whl", (12, 1), ""),
+    ("x-1.0+torch221cu121-cp312-cp312-linux_x86_64.whl", (12, 1), ""),
+    ("natten-0.20.1+torch270cu128-cp312-cp312-linux_x86_64.whl", (12, 8), "2.7"),
+    ("x-1.0+pt271cu128-cp312-cp312-linux_x86_64.whl", (12, 8), "2.7"),
+    ("x-1.0+torch200cu118-cp311-cp311-linux_x86_64.whl", (11, 8), "2.0"),
+    ("natten-0.21.5+torch2100cu130-cp312-cp312-linux_x86_64.whl", (13, 0), "2.10"),
+    ("x-1.0+torch2111cu130-cp312-cp312-linux_x86_64.whl", (13, 0), "2.11"),
+    ("x-1.0+pt113cu117-cp310-cp310-linux_x86_64.whl", (11, 7), "1.13"),
+    ("x-1.0+pt1121cu116-cp310-cp310-linux_x86_64.whl", (11, 6), "1.12"),
+    ("x-1.0+torch21001cu130-cp312-cp312-linux_x86_64.whl", (13, 0), ""),
     ("x-1.0+cu12.8torch2.7-cp312-cp312-linux_x86_64.whl", (12, 8), "2.7"),
     ("x-1.0+cu92-cp37-cp37m-linux_x86_64.whl", (9, 2), ""),
     ("x-1.0+cu118.torch2.1-cp312-cp312-linux_x86_64.whl", (11, 8), "2.1"),

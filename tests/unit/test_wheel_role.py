@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+
 import pytest
 import wheel_play as rig
 from wheels import builder, index
@@ -27,6 +31,12 @@ def offers(tmp_path, extensions):
 
 
 @pytest.fixture
+def served(offers):
+    with index.Index(offers) as running:
+        yield running
+
+
+@pytest.fixture
 def hosts(tmp_path, remote_calls):
     """Make hosts of these names."""
     return lambda *names: rig.Hosts(tmp_path / "hosts", names or ["one"], remote_calls)
@@ -47,7 +57,11 @@ def wanted(python, offers, **changes):
             "prebuilt_wheel_sources": [{"folder": str(offers)}], **changes}
 
 
-SITE = ["judge", "outline", "main"]
+def fetched(served):
+    return sorted(one.path.rpartition("/")[2] for one in served.done() if ".whl" in one.path)
+
+
+SITE = ["judge", "look", "choose", "main"]
 
 
 def test_where_nothing_is_asked_for_no_host_is_asked(hosts, remote_calls):
@@ -101,6 +115,97 @@ def test_it_is_told_then_installed_and_then_costs_one_call(
         str(python): {"tiny-kernel": {"version": "1.0", "sha256": ""}}}
 
 
+def test_who_only_looks_goes_nowhere_and_knows_the_same_of_what_works(
+        hosts, environment, offers, served, remote_calls):
+    made, python = hosts("one"), environment()
+    asked = wanted(python, offers, prebuilt_wheel_sources=[{"index": served.simple}])
+    # Nothing fits, and who does not choose is not stopped by that.
+    never = dict(asked, prebuilt_wheel_packages=[rig.asked(python, version="7.7")])
+    status, printed = made.play(["judge", "look"], **never)
+    assert status == 0, printed
+    assert made.told("one") == {"decisions": [], "findings": [], "wanted": {}}
+    assert served.done() == []
+    remote_calls.expect(role={"prebuilt_wheel": 1})
+    status, printed = made.play(SITE, **asked)
+    assert status == 0, printed
+    chosen = made.told("one")["wanted"]
+    assert chosen[str(python)]["tiny-kernel"]["version"] == "1.0"
+    status, printed = made.play(["judge", "look"], **asked)
+    assert status == 0, printed
+    assert made.told("one")["wanted"] == chosen
+    # What is not as wanted any more: what serves was started with what is there.
+    status, printed = made.play(["judge", "look"], **never)
+    assert status == 0, printed
+    assert made.told("one")["wanted"] == chosen
+
+
+def tasks_of(repository, playbook, tag):
+    """What a playbook does with this tag."""
+    done = subprocess.run(
+        ["ansible-playbook", str(repository / "playbooks" / playbook), "--list-tasks", "--tags",
+         tag, "--inventory", str(repository / "inventories/local")], cwd=repository, text=True,
+        env=dict(os.environ, ANSIBLE_CONFIG=str(repository / "ansible.cfg")),
+        stdout=subprocess.PIPE, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize(("tag", "chooses"), [
+    ("verify", False), ("host_report", False), ("preflight", False), ("deployment_plan", False),
+    ("prebuilt_wheel", True), ("inference_endpoint", True)])
+def test_only_a_run_that_would_install_chooses_and_it_has_the_toolbelt(repository, tag, chooses):
+    done = tasks_of(repository, "site.yml", tag)
+    assert "prebuilt_wheel : look | " in done
+    for task in ("prebuilt_wheel : choose | Look for wheels", "toolbelt : Bring the environment",
+                 "prebuilt_wheel : Bring each wheel", "network_access : Take the usual way"):
+        assert (task in done) is chooses, task
+
+
+def test_who_plans_is_told_what_would_be_brought_and_nothing_is_touched(
+        repository, environment, offers, tmp_path):
+    python, root = environment(), tmp_path / "root"
+    before = rig.contents(python.parent.parent)
+    (tmp_path / "vars.json").write_text(json.dumps(wanted(
+        python, offers, firstlight_root=str(root), inference_endpoints=[])))
+    done = subprocess.run(
+        ["ansible-playbook", str(repository / "playbooks/plan.yml"), "--inventory",
+         str(repository / "inventories/local"), "--extra-vars", "@%s" % (tmp_path / "vars.json")],
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=200,
+        env=dict(os.environ, ANSIBLE_CONFIG=str(repository / "ansible.cfg"),
+                 ANSIBLE_HOME=str(tmp_path / "home")), check=False)
+    assert done.returncode == 0, done.stdout
+    assert "changed=0" in done.stdout and "tiny_kernel-1.0-" in done.stdout
+    assert rig.contents(python.parent.parent) == before
+    assert not root.exists()
+
+
+def test_an_index_of_the_environments_pip_is_asked_whatever_ansible_runs_with(
+        hosts, environment, served):
+    bare, python = environment("bare", with_pip=False), environment()
+    (python.parent.parent / "pip.conf").write_text(
+        "[global]\nindex-url = %s\n" % served.simple)
+    status, printed = hosts("one").play(SITE, **wanted(
+        python, None, prebuilt_wheel_sources=[{"index": "pip"}],
+        by_host={"one": {"ansible_python_interpreter": str(bare)}}))
+    assert status == 0, printed
+    assert rig.version_of(python) == "1.0"
+
+
+def test_an_environment_without_pip_has_the_index_of_the_toolbelt(hosts, environment, served):
+    bare = environment("bare", with_pip=False)
+    made = hosts("one")
+    builder.environment(made.root("one") / "venvs/toolbelt")
+    (made.root("one") / "venvs/toolbelt/pip.conf").write_text(
+        "[global]\nindex-url = %s\n" % served.simple)
+    asked = wanted(bare, None, prebuilt_wheel_sources=[{"index": "pip"}],
+                   by_host={"one": {"ansible_python_interpreter": str(bare)}},
+                   prebuilt_wheel_seed_root=str(made.root("controller")))
+    for entries in (["fleet"], SITE):
+        status, printed = made.play(entries, **asked)
+        assert status == 0, printed
+        assert [*made.house("one")] == fetched(served)
+    assert rig.version_of(bare) == "1.0"
+
+
 def test_where_no_wheel_fits_each_is_told_and_nothing_is_touched(hosts, environment, offers):
     made, python = hosts("one"), environment()
     before = rig.contents(python.parent.parent)
@@ -128,6 +233,9 @@ def test_what_does_not_work_is_taken_back_and_what_was_there_is_there(
     status, printed = made.play(SITE, **asked)
     assert status != 0
     assert why in printed
+    # The reason is not buried under all that was known before.
+    assert "capabilities" not in printed and "rejected" not in printed
+    assert "rejected" not in made.told("one")["decisions"][0]
     assert rig.contents(python.parent.parent) == before
     assert rig.version_of(python) == "0.9"
 
@@ -155,16 +263,6 @@ def test_what_is_compiled_has_to_be_allowed_and_is_kept(hosts, environment, tmp_
 
 
 # A fleet.
-
-
-@pytest.fixture
-def served(offers):
-    with index.Index(offers) as running:
-        yield running
-
-
-def fetched(served):
-    return sorted(one.path.rpartition("/")[2] for one in served.done() if ".whl" in one.path)
 
 
 def fleet_of(environment, names, served, **versions):
@@ -246,4 +344,27 @@ def test_who_cannot_get_a_file_is_told_why_and_the_others_go_on(
 def test_a_seed_that_is_no_host_of_the_run_is_refused(hosts, served):
     status, printed = hosts("one").play(["fleet"], prebuilt_wheel_seed="nobody")
     assert status != 0 and "prebuilt_wheel_seed is nobody" in printed, printed
+    assert served.done() == []
+
+
+def test_a_seed_that_fell_out_stops_only_those_that_need_it(hosts, environment, offers, served):
+    made = hosts("gone", "needs", "idle", "has")
+    pythons, asked = fleet_of(environment, ["needs", "has", "gone"], served)
+    asked["by_host"]["gone"]["ansible_python_interpreter"] = "/nowhere/python"
+    builder.unpack(next(offers.glob("tiny_kernel-1.0-*")), rig.site_of(pythons["has"]))
+    status, printed = made.play(["look", "fleet"], prebuilt_wheel_seed="gone", **asked)
+    assert status != 0
+    assert "gone was to list wheels for all, and is unreachable or failed earlier" in printed
+    assert printed.count("failed=1") == 2
+    recap = printed.partition("PLAY RECAP")[2]
+    for name in ("idle", "has"):
+        assert "failed=0" in recap.partition(name + " : ")[2].split("ignored")[0], printed
+
+
+def test_a_seed_that_may_not_go_out_does_not(hosts, environment, served):
+    made = hosts("one", "two")
+    _, asked = fleet_of(environment, made.names, served)
+    asked["by_host"]["one"]["prebuilt_wheel_offline"] = True
+    status, printed = made.play(["fleet"], prebuilt_wheel_seed="one", **asked)
+    assert status != 0 and "there is no way out" in printed, printed
     assert served.done() == []

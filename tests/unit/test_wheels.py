@@ -13,6 +13,7 @@ from wheel_cases import (
     NAMES,
     PYTHON,
     ROWS,
+    answered,
     candidate,
     environment,
     of,
@@ -37,7 +38,8 @@ TAKEN = [
     ("torch 2.8", "flash-attn", "2.7.4", "flash_attn-2.7.4+cu128torch2.8-cp312-cp312-"
      "manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl"),
     ("torch 2.8", "flash-attn", "2.8.1", NONE),
-    ("torch 2.8", "flash-attn-3", "", "flash_attn_3-3.0.0-cp310-abi3-linux_x86_64.whl"),
+    # The ABI of torch that stays begins with 2.9.
+    ("torch 2.8", "flash-attn-3", "", NONE),
     ("torch 2.8", "flashinfer-jit-cache", "",
      "flashinfer_jit_cache-0.6.8.post1+cu128-cp39-abi3-manylinux_2_28_x86_64.whl"),
     ("torch 2.8", "flashinfer-python", "", "flashinfer_python-0.7.4-py3-none-any.whl"),
@@ -50,10 +52,12 @@ TAKEN = [
     ("torch 2.8", "sageattention", "", "sageattention-1.0.6-py3-none-any.whl"),
     ("torch 2.8", "sageattention", "2.2.0",
      "sageattention-2.2.0-cp312-cp312-linux_x86_64.whl"),
-    ("torch 2.8", "vllm", "", "vllm-0.30.0+cu129-cp38-abi3-manylinux_2_28_x86_64.whl"),
+    ("torch 2.8", "vllm", "", "vllm-0.11.0-cp38-abi3-manylinux1_x86_64.whl"),
+    ("torch 2.8", "vllm", "0.30.0", NONE),
     ("torch 2.8", "vllm", "0.11.0", "vllm-0.11.0-cp38-abi3-manylinux1_x86_64.whl"),
     ("torch 2.8", "vllm", "0.33.0", NONE),
-    ("torch 2.8", "xformers", "", "xformers-0.0.35-py39-none-manylinux_2_28_x86_64.whl"),
+    ("torch 2.8", "xformers", "",
+     "xformers-0.0.32.post2-cp39-abi3-manylinux_2_28_x86_64.whl"),
     ("torch 2.8", "xformers", "0.0.32.post2",
      "xformers-0.0.32.post2-cp39-abi3-manylinux_2_28_x86_64.whl"),
     ("torch 2.8", "xformers", "0.0.35.dev1147", "xformers-0.0.35.dev1147-py3-none-any.whl"),
@@ -63,17 +67,20 @@ TAKEN = [
      "flash_attn_3-3.0.0+cu130torch2.11gite2743ab-cp39-abi3-linux_x86_64.whl"),
     ("torch 2.11", "flashinfer-jit-cache", "",
      "flashinfer_jit_cache-0.6.18.post1+cu130-cp39-abi3-manylinux_2_28_x86_64.whl"),
-    ("torch 2.11", "vllm", "", "vllm-0.33.0-cp38-abi3-manylinux_2_28_x86_64.whl"),
+    ("torch 2.11", "vllm", "", "vllm-0.24.0-cp38-abi3-manylinux_2_28_x86_64.whl"),
+    # 1.2.2 is there, and tells neither torch nor CUDA.
+    ("torch 2.11", "mamba-ssm", "", NONE),
+    ("torch 2.11", "mamba-ssm", "1.2.2", "mamba_ssm-1.2.2-cp312-cp312-linux_x86_64.whl"),
     ("torch 2.11", "vllm", "0.21.0", NONE),
     # What pip has of it is for CUDA 12, though no name says so.
     ("torch 2.11", "xformers", "", NONE),
     ("torch 2.11, arm", "flash-attn", "",
      "flash_attn-2.8.3+cu130torch2.11-cp312-cp312-manylinux_2_34_aarch64.whl"),
-    ("torch 2.11, arm", "vllm", "", "vllm-0.33.0-cp38-abi3-manylinux_2_28_aarch64.whl"),
+    ("torch 2.11, arm", "vllm", "", "vllm-0.24.0-cp38-abi3-manylinux_2_28_aarch64.whl"),
     ("torch 2.11, arm", "xformers", "", NONE),
     ("torch 2.9, arm", "flash-attn", "",
      "flash_attn-2.8.3+cu12torch2.9cxx11abiTRUE-cp312-cp312-linux_aarch64.whl"),
-    ("torch 2.9, arm", "vllm", "", "vllm-0.29.0+cu129-cp38-abi3-manylinux_2_28_aarch64.whl"),
+    ("torch 2.9, arm", "vllm", "", "vllm-0.15.1-cp38-abi3-manylinux_2_31_aarch64.whl"),
     ("ada, 3.13", "sageattention", "",
      "sageattention-2.2.0+cu130sm89torch2.10.0-cp313-cp313-linux_x86_64.whl"),
     ("ada, 3.13", "causal-conv1d", "",
@@ -83,14 +90,16 @@ TAKEN = [
      "flash_attn-2.8.3.post1+cu12torch2.6cxx11abiFALSE-cp310-cp310-linux_x86_64.whl"),
     ("old", "flash-attn", "2.8.3",
      "flash_attn-2.8.3+cu124torch2.6-cp310-cp310-linux_x86_64.whl"),
-    ("old", "xformers", "", "xformers-0.0.27.post2-cp310-cp310-manylinux2014_x86_64.whl"),
+    # Those for torch 2.6 need a glibc that is newer.
+    ("old", "xformers", "", NONE),
     ("musl", "vllm", "", NONE),
     ("musl", "flashinfer-python", "", "flashinfer_python-0.7.4-py3-none-any.whl"),
     ("free-threaded", "flash-attn", "", NONE),
     ("free-threaded", "vllm", "", NONE),
     ("free-threaded", "sageattention", "", "sageattention-1.0.6-py3-none-any.whl"),
-    ("jetson", "flash-attn", "", "flash_attn-2.7.4.post1-cp310-cp310-linux_aarch64.whl"),
-    ("jetson", "causal-conv1d", "", "causal_conv1d-1.6.0-cp310-cp310-linux_aarch64.whl"),
+    # A Tegra runs no kernels but its own.
+    ("jetson", "flash-attn", "", NO_KERNELS),
+    ("jetson", "causal-conv1d", "", NO_KERNELS),
     ("jetson", "flash-attn-3", "", NO_KERNELS),
     ("container of NVIDIA", "mamba-ssm", "",
      "mamba_ssm-2.2.6.post3+cu13torch25.09cxx11abiTRUE-cp312-cp312-linux_aarch64.whl"),
@@ -106,7 +115,7 @@ TAKEN = [
 
 def decided(asked, place, listed, facts=None, **options):
     [decision] = wheels.wheel_decisions(
-        [asked], {PYTHON: place}, {asked["package"]: listed}, facts or {}, **options)
+        [asked], {PYTHON: place}, answered(asked, listed), facts or {}, **options)
     return decision
 
 
@@ -228,7 +237,7 @@ def test_what_is_told_beside_the_name_counts(changes, asked, why):
 def test_what_does_not_speak_against_a_file_lets_it_through(changes, asked):
     one = {**candidate(FITS), **changes}
     found = wheels.matching_wheel([one], ENVIRONMENTS["torch 2.8"], request(**asked), ["9.0"])
-    assert found["wheel"] == one
+    assert found["wheel"] == {**one, "sha256": one["sha256"] or request(**asked)["sha256"]}
     assert found["rejected"] == []
 
 
@@ -236,14 +245,15 @@ def test_only_the_address_tells_the_cuda_of_a_name_that_several_indexes_have():
     file = "flash_attn_3-3.0.0-cp39-abi3-manylinux_2_28_x86_64.whl"
     listed = [candidate(file, url="https://wheels.example.org/whl/%s/%s" % (cuda, file),
                         sha256=letter * 64) for cuda, letter in (("cu126", "a"), ("cu130", "b"))]
-    for where, letter, cuda in (("torch 2.8", "a", "12.6"), ("torch 2.11", "b", "13.0")):
-        found = wheels.matching_wheel(listed, ENVIRONMENTS[where], request("flash-attn-3"))
+    places = (environment("2.9.1+cu128"), ENVIRONMENTS["torch 2.11"])
+    for where, letter, cuda in ((places[0], "a", "12.6"), (places[1], "b", "13.0")):
+        found = wheels.matching_wheel(listed, where, request("flash-attn-3"))
         assert found["wheel"]["sha256"] == letter * 64
         # It is kept with the file: in a wheelhouse there is no address any more.
         assert found["wheel"]["built_for"] == {"cuda": cuda}
         house = dict(found["wheel"], url="", path="/srv/wheels/" + file)
-        assert wheels.matching_wheel([house], ENVIRONMENTS[where], request("flash-attn-3"))["wheel"]
-        other = ENVIRONMENTS["torch 2.11" if where == "torch 2.8" else "torch 2.8"]
+        assert wheels.matching_wheel([house], where, request("flash-attn-3"))["wheel"]
+        [other] = [one for one in places if one is not where]
         assert not wheels.matching_wheel([house], other, request("flash-attn-3"))["wheel"]
 
 
@@ -265,6 +275,70 @@ def test_those_that_fit_are_in_order_whatever_order_they_came_in():
         assert found["ranked"] == names
         assert len(found["rejected"]) == len(listed) - len(names)
         assert found["sdist"]["file"] == "flash_attn-2.8.3.post2.tar.gz"
+
+
+UNKNOWN = "mamba_ssm-1.2.2-cp312-cp312-linux_x86_64.whl"
+
+
+@pytest.mark.parametrize(("asked", "place", "taken"), [
+    ({}, 1, False), ({}, 0, False), ({"version": ">=1.2"}, 1, False),
+    ({"version": "==1.2.*"}, 1, False),
+    ({"version": "1.2.2"}, 1, True),
+    ({"sha256": candidate(UNKNOWN)["sha256"]}, 1, True),
+    # From where the user said, or by the wheelhouse from there.
+    ({"sources": [{"page": "https://example.org/mine"}]}, 1, True),
+    ({"sources": [{"page": "https://example.org/mine"}]}, 0, True),
+    ({"sources": [{"page": "https://example.org/mine"}, ROWS["mamba-ssm"]["sources"][0]]}, 2,
+     False),
+    ({"sources": [{"page": "https://example.org/mine"}]}, 7, False),
+])
+def test_what_nothing_is_known_of_is_taken_where_it_is_asked_for_only(asked, place, taken):
+    found = wheels.matching_wheel([candidate(UNKNOWN, place=place)], ENVIRONMENTS["torch 2.11"],
+                                  request("mamba-ssm", **asked), ["9.0"])
+    assert bool(found["wheel"]) is taken
+    assert [one["why"] for one in found["rejected"]] == [] if taken else [
+        "nothing tells which torch and which CUDA it is for; to try it, pin its version or its "
+        "sha256"]
+
+
+def test_of_a_version_that_the_catalog_does_not_know_only_the_wheel_itself_tells():
+    known = candidate("vllm-0.24.0-cp38-abi3-manylinux_2_28_x86_64.whl")
+    newer = candidate("vllm-0.99.0-cp38-abi3-manylinux_2_28_x86_64.whl")
+    where = ENVIRONMENTS["torch 2.11"]
+    assert wheels.matching_wheel([newer, known], where, request("vllm"))["ranked"] == [
+        known["file"], newer["file"]]
+    newest = environment("2.99.0+cu130", "13.0")
+    assert wheels.matching_wheel([newer, known], newest, request("vllm"))["ranked"] == [
+        newer["file"]]
+    # A build between releases needs what nobody wrote down.
+    nightly = candidate("vllm-0.24.1.dev3-cp38-abi3-manylinux_2_28_x86_64.whl")
+    assert wheels.matching_wheel([nightly], newest, request("vllm", "0.24.1.dev3"))["wheel"]
+
+
+def test_a_torch_whose_version_is_none_is_left_to_the_wheels_own_metadata():
+    where = environment("2.11.0_custom-x", "13.0")
+    listed = [candidate("vllm-0.24.0-cp38-abi3-manylinux_2_28_x86_64.whl")]
+    assert wheels.matching_wheel(listed, where, request("vllm"))["wheel"] == listed[0]
+
+
+def test_an_older_cuda_has_no_kernels_for_a_gpu_that_came_later():
+    where = environment("2.6.0+cu126", "12.6", capability="11.0")
+    found = wheels.matching_wheel(
+        [candidate("vllm-0.8.5.post1-cp38-abi3-manylinux1_x86_64.whl")], where, request("vllm"),
+        ["11.0"])
+    assert found["rejected"][0]["why"].startswith("it has kernels for compute capability 7.5, 8.0")
+
+
+def test_a_jetson_runs_its_own_kernels_only_and_no_other_gpu_runs_these():
+    own = {**ROWS["flash-attn"], "capabilities": [{"capability": "8.7", "cuda": ""}]}
+    file = candidate("flash_attn-2.7.4.post1-cp310-cp310-linux_aarch64.whl")
+    asked = request(version="2.7.4.post1", rows=[own])
+    assert decided(asked, ENVIRONMENTS["jetson"], [file])["wheel"] == file
+    ada = environment("2.7.0", "12.6", "3.10.12", "aarch64", capability="8.9")
+    assert stopped(decided(asked, ada, [file]))["id"] == NO_KERNELS
+    refused = stopped(decided(request(), ENVIRONMENTS["jetson"], [file]))
+    assert "as the catalog knows it: 8.0, 9.0" in refused["wanted"]
+    assert "prebuilt_wheel_rows" in refused["remedy"]
 
 
 def test_of_one_version_the_first_source_is_taken_though_anothers_cuda_is_nearer():
@@ -316,6 +390,56 @@ def test_a_package_is_due_unless_it_is_there_as_wanted_and_works(installed, vers
     else:
         assert (decision["action"], decision["wheel"]) == ("nothing", None)
         assert "is there, can be imported" in decision["why"]
+
+
+def test_the_file_that_is_there_is_the_one_that_is_asked_for():
+    one, other = candidate(FITS), "b" * 64
+    asked = request(sha256=one["sha256"])
+
+    def decision(installed, listed=(one,)):
+        place = {**ENVIRONMENTS["torch 2.8"], "installed": {"flash-attn": installed}}
+        found = decided(asked, place, list(listed))
+        assert (wheels.wheels_due([asked], {PYTHON: place}) == []) is (
+            found["action"] == "nothing" and "sha256" not in found["why"])
+        return found
+
+    assert decision(there("2.8.3", sha256=one["sha256"]))["findings"] == []
+    found = decision(there("2.8.3", sha256=other))
+    assert (found["action"], found["wheel"]) == ("install", one)
+    assert "sha256 %s, and %s is asked for" % (other, one["sha256"]) in found["why"]
+    # A record that tells none is taken as it is, and that is said.
+    found = decision(there("2.8.3"))
+    [told] = found["findings"]
+    assert (found["action"], told["id"], told["severity"]) == (
+        "nothing", "wheel-hash-not-told", "info")
+    assert one["sha256"] in told["wanted"]
+
+
+def test_what_was_compiled_from_the_archive_that_is_asked_for_is_not_compiled_again():
+    archive = candidate(SDIST)
+    asked = request(sha256=archive["sha256"])
+    for version, action in (("2.8.3+cu12torch2.8", "nothing"), ("2.8.1", "build")):
+        place = {**ENVIRONMENTS["torch 2.8"], "installed": {
+            "flash-attn": there(version, sha256="b" * 64)}}
+        assert wheels.wheels_due([asked], {PYTHON: place}) == [asked]
+        assert decided(asked, place, [archive], allow_build=True)["action"] == action
+    broken = {**place, "installed": {"flash-attn": there("2.8.3", "failed", sha256="b" * 64)}}
+    assert decided(asked, broken, [archive], allow_build=True)["action"] == "build"
+
+
+def test_each_environment_is_given_what_its_own_sources_have():
+    audited = {"folder": "/srv/audited"}
+    mine = request(sources=[audited], python="/opt/mine/bin/python")
+    usual = request()
+    theirs = candidate("flash_attn-2.8.3.post1+cu12torch2.8cxx11abiTRUE-cp312-cp312-"
+                       "linux_x86_64.whl")
+    assert wheels.question(usual) == wheels.question(dict(usual, python="/opt/other"))
+    assert wheels.question(mine)["key"] != wheels.question(usual)["key"]
+    where = ENVIRONMENTS["torch 2.8"]
+    decisions = wheels.wheel_decisions(
+        [mine, usual], {mine["python"]: where, PYTHON: where},
+        {**answered(mine, [candidate(FITS)]), **answered(usual, [theirs])}, {})
+    assert [one["wheel"]["file"] for one in decisions] == [FITS, theirs["file"]]
 
 
 def test_an_environment_that_nobody_looked_at_is_due():
@@ -378,6 +502,21 @@ def test_where_nothing_fits_all_reasons_are_told_with_what_to_change():
                  "prebuilt_wheel_packages[0].version"):
         assert hint in finding["remedy"]
     assert len(finding["found"].splitlines()) < 20
+
+
+def test_no_pre_release_is_advised_nor_what_nothing_is_known_of():
+    finding = stopped(decided(request("xformers"), ENVIRONMENTS["torch 2.11"], of("xformers")))
+    assert ".dev" not in finding["remedy"]
+    finding = stopped(decided(request("mamba-ssm", "2.3.2"), ENVIRONMENTS["torch 2.8"],
+                              of("mamba-ssm")))
+    assert "2.3.1" in finding["remedy"]
+    assert "1.2.2" not in finding["remedy"]
+
+
+def test_a_torch_that_the_versions_of_a_package_need_is_named():
+    finding = stopped(decided(request("vllm"), environment("2.99.0+cu130", "13.0"), of("vllm")))
+    assert "2.11, 2.13, 2.14 with CUDA 13: install one of these" in finding["remedy"]
+    assert ": it needs torch ==2.11.0, and torch here is 2.99.0+cu130 (" in finding["found"]
 
 
 def test_a_torch_that_has_wheels_is_named():
@@ -445,7 +584,7 @@ def test_decisions_are_told_in_a_line_each():
         "2.8.1", "failed", why="undefined symbol\nmore"), "xformers": there("0.0.35")}}
     found = wheels.wheel_decisions(
         [request(), request("xformers"), request("vllm")], {PYTHON: place},
-        {"flash-attn": [candidate(FITS)]}, {})
+        answered(request(), [candidate(FITS)]), {})
     lines = wheels.wheel_texts(found).split("\n")
     assert len(lines) == 3
     assert all(line.startswith(PYTHON) for line in lines)
@@ -572,6 +711,9 @@ def test_everything_that_is_wrong_is_told_at_once():
     ({"versions": "2"}, "versions"),
     ({"torch": "major"}, "torch"), ({"cuda": "12"}, "cuda"), ({"torch": "none"}, "cuda"),
     ({"plain_cuda": [{"cuda": "12"}]}, "plain_cuda"),
+    *(({"requires_torch": [one]}, "requires_torch") for one in (
+        {"versions": ">=1"}, {"versions": ">=1", "torch": ""}, {"versions": "1", "torch": ">=2"},
+        {"versions": ">=1", "torch": "2.8"}, {"versions": ">=1", "torch": 2.8})),
     ({"capabilities": [{"capability": 8.0, "cuda": ""}]}, "capabilities"),
     ({"kernel": "error ="}, "kernel"), ({"tolerance": -1}, "tolerance"),
     ({"tolerance": float("nan")}, "tolerance"), ({"kernel_device": "tpu"}, "kernel_device"),

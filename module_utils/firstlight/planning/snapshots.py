@@ -147,5 +147,6 @@ def models_allowed(requests: List[Request], names: Collection[str]) -> List[str]
     :param names: an endpoint may be named, or what it serves: as it is asked for, or as the map of
         paths has it.
     """
-    return sorted({request["model"] for request in requests if any(
+    # One whose model is missing is told elsewhere.
+    return sorted({request["model"] for request in requests if request["model"] and any(
         request[key] in names for key in ("name", "asked_model", "model"))})

@@ -30,6 +30,8 @@ KEEP_MEMORY_BYTES = 2**29
 # torch's own name for it, which most builds of this kind read.
 JOBS_VARIABLE = "MAX_JOBS"
 CAPABILITY = re.compile(r"\d+\.\d+")
+# GPUs in one chip with the CPU: of TX1, TX2, Xavier, Orin and Thor (now called 11.0).
+TEGRA = ((5, 3), (6, 2), (7, 2), (8, 7), (10, 1))
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What the build is given by us; a row that said otherwise would let it out of its bounds.
 OURS = ("FIRSTLIGHT_BUILD", "HOME", "TMPDIR")
@@ -161,12 +163,12 @@ def _kernels(row: Row, torch: Dict[str, Any], asked: Iterable[str], facts: Facts
     chosen: List[Tuple[str, str]] = []
     for one in wanted:
         fitting = [(each["capability"], each["cuda"]) for each in rows
-                   if _runs(each["capability"], one)
+                   if runs(each["capability"], one)
                    and _number(torch["cuda"]) >= _number(each["cuda"])]
         if fitting or not rows:
             chosen.append(max(fitting, key=lambda pair: _number(pair[0])) if rows else (one, ""))
             continue
-        newer = [each["cuda"] for each in rows if _runs(each["capability"], one)]
+        newer = [each["cuda"] for each in rows if runs(each["capability"], one)]
         findings.append(_refused(
             "wheel-build-architecture", package,
             "a GPU of compute capability %s, and torch's CUDA %s" % (one, torch["cuda"] or "none"),
@@ -189,9 +191,15 @@ def _known(capabilities: Iterable[Any]) -> List[str]:
                    if isinstance(one, str) and CAPABILITY.fullmatch(one)}, key=_number)
 
 
-def _runs(kernel: str, device: str) -> bool:
-    """Whether a kernel for one compute capability runs on a device of another."""
+def runs(kernel: str, device: str) -> bool:
+    """Whether a kernel for one compute capability runs on a device of another.
+
+    Those for X.Y run on X.Z where Z is not less than Y. A Tegra runs none but its own: NVIDIA
+    promises nothing between these and others.
+    """
     of, on = _number(kernel), _number(device)
+    if of in TEGRA or on in TEGRA:
+        return of == on
     return of[:1] == on[:1] and of <= on
 
 

@@ -10,6 +10,8 @@ import json
 import posixpath
 from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
 
+from packaging.version import InvalidVersion, Version
+
 from ..findings import Finding, blocking, finding
 from . import wheel_builds, wheels
 
@@ -24,6 +26,8 @@ Identity = Tuple[str, str]
 
 TO_BRING = ("install", "build")
 """The actions that need a file."""
+CONTROLLER = "localhost"
+"""The seed that need be no host of the fleet."""
 
 
 # What is asked of hosts.
@@ -47,8 +51,7 @@ def wheels_sought(requests: Sequence[Mapping[str, Any]]) -> List[Told]:
 
     :param requests: as :func:`.wheels.wheel_requests` gives them.
     """
-    return _once({key: request[key] for key in ("package", "version", "sha256", "sources")}
-                 for request in requests)
+    return _once(map(wheels.question, requests))
 
 
 def wheel_build_decisions(
@@ -56,15 +59,19 @@ def wheel_build_decisions(
         facts: Mapping[str, Any], limit_s: int) -> List[Told]:
     """The same decisions; those to build with ``build``, how, or refused where it cannot be.
 
+    They are without ``rejected``, which may be a thousand files; what stops is summed up in
+    ``findings``.
+
     :param decisions: as :func:`.wheels.wheel_decisions` gives them.
     :param environments: as ``prebuilt_wheel_info`` returns them.
     :param facts: ``gpu_host`` of ``gpu_facts``; may be empty.
     :param limit_s: seconds that a build may take.
     """
     made = []
-    for one in decisions:
+    for decision in decisions:
+        one = {key: value for key, value in decision.items() if key != "rejected"}
         if one["action"] != "build":
-            made.append(dict(one))
+            made.append(one)
             continue
         request = one["request"]
         plan = wheel_builds.build_plan(
@@ -77,6 +84,30 @@ def wheel_build_decisions(
 
 
 # What endpoints are told.
+
+
+def wheels_there(requests: Sequence[Mapping[str, Any]],
+                 environments: Mapping[str, Mapping[str, Any]]) -> Told:
+    """What is in the environments now, working or not, of the packages that are asked for.
+
+    It is what :func:`.wheels.wheels_wanted` gives of decisions where all is there as wanted. Where
+    something is not, it is what the endpoints that serve were most likely started with.
+
+    :param requests: as :func:`.wheels.wheel_requests` gives them.
+    :param environments: as ``prebuilt_wheel_info`` returns them.
+    :returns: ``{version, sha256}`` by interpreter and package.
+    """
+    found: Dict[str, Dict[str, Any]] = {}
+    for request in requests:
+        about = environments.get(request["python"]) or {}
+        there = (about.get("installed") or {}).get(request["package"]) or {}
+        try:
+            version = Version(there.get("version") or "").public
+        except InvalidVersion:
+            continue
+        found.setdefault(request["python"], {})[request["package"]] = {
+            "version": version, "sha256": request["sha256"]}
+    return found
 
 
 def endpoint_wheels(requests: Sequence[Mapping[str, Any]],
@@ -126,31 +157,44 @@ def wheel_fleet_plan(fleet: Fleet, asked: Mapping[str, Any], answer: Mapping[str
         findings that stop it. ``told``: by host those that do not.
     """
     seed, house = asked["seed"], answer.get("house") or {}
+    # Who fell out before it was asked is told by that.
+    offline = not seed or not fleet.get(seed, {"can": True})["can"]
+    # What passes through the seed's wheelhouse: of each name there is room for one file.
+    passing: Dict[str, str] = {}
     fetch: Dict[Identity, Told] = {}
     needs: Dict[str, List[Told]] = {}
     stuck: Dict[str, List[Finding]] = {}
     told: Dict[str, List[Finding]] = {}
-    for host, about in fleet.items():
+    # The seed comes first: what it has for itself is not replaced for another.
+    for host, about in sorted(fleet.items(), key=lambda one: one[0] != seed):
         due = _due(about)
         if not due:
             continue
         own = about["candidates"]
         decisions = wheel_build_decisions(wheels.wheel_decisions(
             due, about["environments"], _joined(own, answer.get("candidates") or {}),
-            about["facts"], about["build_limit_s"] > 0, not seed),
+            about["facts"], about["build_limit_s"] > 0, offline),
             about["environments"], about["facts"], about["build_limit_s"])
         found = wheels.wheel_findings(decisions)
         against = blocking(found)
         if against and asked["sought"] and seed and "candidates" not in answer:
-            against = [_no_answer(seed), *against]
+            against = [_no_answer(seed, seed in fleet or seed == CONTROLLER), *against]
         if against:
             stuck[host] = against
         if found != blocking(found):
             told[host] = [one for one in found if one not in against]
         there = {_identity(one) for listed in own.values() for one in listed if one["path"]}
-        for decision in decisions:
+        here = passing if host == seed else {}
+        to_bring = [one for one in decisions if one["action"] in TO_BRING]
+        # What is there is not replaced for another environment either.
+        for decision in sorted(to_bring, key=lambda one: _identity(one["wheel"]) not in there):
             wheel = decision["wheel"]
-            if decision["action"] not in TO_BRING or _identity(wheel) in there:
+            is_there = _identity(wheel) in there
+            other = _other_of_name(wheel, [here] if is_there else [here, passing])
+            if other:
+                stuck[host] = [*stuck.get(host, []), _same_name(
+                    decision["request"]["where"], wheel, other)]
+            if other or is_there:
                 continue
             in_house = (house.get(wheel["file"]) or {}).get("sha256") == wheel["sha256"]
             if host != seed or not in_house:
@@ -228,6 +272,18 @@ def _joined(own: Mapping[str, Sequence[Told]],
     return joined
 
 
+def _other_of_name(wheel: Mapping[str, Any], rooms: Sequence[Dict[str, str]]) -> str:
+    """The SHA-256 of another file of its name in one of these wheelhouses; else it has its place.
+
+    :param rooms: the SHA-256 by name, of each wheelhouse that it is to lie in.
+    """
+    others = {room.get(wheel["file"], wheel["sha256"]) for room in rooms} - {wheel["sha256"]}
+    if not others:
+        for room in rooms:
+            room[wheel["file"]] = wheel["sha256"]
+    return min(others, default="")
+
+
 def _identity(wheel: Mapping[str, Any]) -> Identity:
     return wheel["file"], wheel["sha256"]
 
@@ -237,10 +293,21 @@ def _once(listed: Iterable[Mapping[str, Any]]) -> List[Told]:
     return list({json.dumps(one, sort_keys=True): dict(one) for one in listed}.values())
 
 
-def _no_answer(seed: str) -> Finding:
+def _same_name(where: str, wheel: Mapping[str, Any], other: str) -> Finding:
+    return finding(
+        "wheel-same-name", where,
+        "%s is needed with the SHA-256 %s (%s), and in the same run another file of that name with"
+        " %s" % (wheel["file"], wheel["sha256"], wheel["source"], other),
+        "one file of a name in each wheelhouse; the other one is brought, and this one is not",
+        "let this host install it from its source (site.yml), or run playbooks/prefetch.yml for the"
+        " hosts that need it alone (--limit), with a seed among them or localhost")
+
+
+def _no_answer(seed: str, left: bool) -> Finding:
     return finding(
         "wheel-no-answer", "prebuilt_wheel_seed",
-        "%s was to list wheels for all, and fell out of the run" % seed,
+        "%s was to list wheels for all, and %s" % (
+            seed, "fell out of the run" if left else "is unreachable or failed earlier"),
         "a host, or the controller, that can reach the sources",
         "see why %s fell out, or name another one (prebuilt_wheel_seed)" % seed)
 

@@ -21,7 +21,7 @@ from typing import (
 from packaging.specifiers import InvalidSpecifier, Specifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from . import wheel_names, wheel_tags
+from . import wheel_builds, wheel_names, wheel_tags
 from .wheel_names import SDIST, BadName, Cuda, Name
 
 Row = Mapping[str, Any]
@@ -81,19 +81,19 @@ def matching_wheel(candidates: Iterable[Candidate], environment: Environment, re
         first; ``rejected``, ``{file, why}`` of each other candidate; ``sdist``, the newest source
         archive that could be compiled instead, or ``None``.
     """
-    return summed_up(judged(candidates, environment, request, capabilities))
+    return summed_up(judged(candidates, environment, request, capabilities), request)
 
 
-def summed_up(found: Sequence[Judged]) -> Dict[str, Any]:
+def summed_up(found: Sequence[Judged], request: Request) -> Dict[str, Any]:
     """What :func:`matching_wheel` returns, of candidates that are judged and sorted."""
     fit = [one for one in found if not one.objections]
     sources = [one for one in found if list(one.objections) == ["sdist"]]
     return {
-        "wheel": _with_what_is_told(fit[0]) if fit else None,
+        "wheel": _with_what_is_told(fit[0], request) if fit else None,
         "ranked": list(dict.fromkeys(str(one.candidate["file"]) for one in fit)),
         "rejected": [{"file": one.candidate.get("file"), "why": next(iter(one.objections.values()))}
                      for one in found if one.objections],
-        "sdist": dict(sources[0].candidate) if sources else None,
+        "sdist": _with_what_is_told(sources[0], request) if sources else None,
     }
 
 
@@ -139,8 +139,10 @@ def unfit(environment: Environment, row: Row, capabilities: Collection[str]) -> 
     have = sorted({kernel["capability"] for kernel in row["capabilities"]}, key=_numbers)
     if capabilities and have and not _covered(capabilities, have):
         return Unfit("no-kernels", "the GPU has compute capability %s" % ", ".join(
-            sorted(capabilities)), "one that %s has kernels for: %s" % (package, ", ".join(have)),
-            "take the entry out: no release of it runs on this GPU")
+            sorted(capabilities)), "one that %s has kernels for, as the catalog knows it: %s" % (
+                package, ", ".join(have)),
+            "take the entry out; where wheels of it are for this GPU, a row of %s in "
+            "prebuilt_wheel_rows says so" % package)
     return None
 
 
@@ -167,9 +169,10 @@ def _judged(candidate: Candidate, environment: Environment, request: Request,
         for kind, why in (
                 _tags(name, environment, order),
                 ("cuda", _cuda(name, told, environment, request["row"])),
-                ("torch", _torch(told, environment, request["row"])),
+                ("torch", _torch(name, told, environment, request["row"])),
                 ("cxx11abi", _cxx11abi(told, environment)),
-                ("capability", _capability(told, request["row"], capabilities))):
+                ("capability", _capability(told, request["row"], capabilities)),
+                ("unknown", _unknown(name, told, candidate, request))):
             if why:
                 against.setdefault(kind, why)
     return Judged(candidate, name, told, against)
@@ -194,13 +197,16 @@ def _of_url(candidate: Candidate) -> Optional[Cuda]:
     return wheel_names.cuda(match.group(1)) if match else None
 
 
-def _with_what_is_told(one: Judged) -> Candidate:
-    """The candidate; where only its address tells CUDA, that is kept: a wheelhouse has no address.
+def _with_what_is_told(one: Judged, request: Request) -> Candidate:
+    """The candidate, with the SHA-256 that it must have.
+
+    Where only its address tells CUDA, that is kept: a wheelhouse has no address.
     """
     assert one.name is not None
     found = dict(one.candidate)
+    found["sha256"] = found.get("sha256") or request["sha256"]
     url = _of_url(found)
-    if url and not one.name.cuda and not found.get("built_for"):
+    if url and not one.name.cuda and one.name.kind != SDIST and not found.get("built_for"):
         found["built_for"] = {"cuda": dotted(url)}
     return found
 
@@ -233,11 +239,15 @@ def _exact(one: Specifier) -> Optional[Version]:
         return None
 
 
-def _yanked(candidate: Candidate, request: Request) -> str:
-    pinned = request["sha256"] or any(
+def _is_pinned(request: Request) -> bool:
+    """Whether one version or one file is asked for."""
+    return bool(request["sha256"]) or any(
         one.operator in ("==", "===") and "*" not in one.version
         for one in SpecifierSet(request["version"]))
-    if not candidate.get("yanked") or pinned:
+
+
+def _yanked(candidate: Candidate, request: Request) -> str:
+    if not candidate.get("yanked") or _is_pinned(request):
         return ""
     return "it was withdrawn by its publishers: %s" % str(candidate["yanked"])[:200]
 
@@ -318,16 +328,65 @@ def _cuda(name: Name, told: Told, environment: Environment, row: Row) -> str:
     return ""
 
 
-def _torch(told: Told, environment: Environment, row: Row) -> str:
+def _torch(name: Name, told: Told, environment: Environment, row: Row) -> str:
     here = torch_names(environment)
-    if row["torch"] in ("none", "metadata") or not told.torch or not here:
+    if row["torch"] == "none" or not here:
         return ""
-    if row["torch"] == "stable" or told.onward:
-        if _numbers(here[0]) >= _numbers(told.torch):
-            return ""
-        return "it is for torch %s and newer, and torch here is %s" % (told.torch, here[0])
-    return "" if told.torch in here else "it is for torch %s, and torch here is %s" % (
-        told.torch, here[0])
+    onward = row["torch"] == "stable" or told.onward
+    if row["torch"] != "metadata" and told.torch and not (
+            _numbers(here[0]) >= _numbers(told.torch) if onward else told.torch in here):
+        return "it is for torch %s%s, and torch here is %s" % (
+            told.torch, " and newer" if onward else "", here[0])
+    wanted = required_torch(name, row)
+    if wanted and not _meets(str(environment["torch"]["version"]), wanted):
+        return "it needs torch %s, and torch here is %s" % (
+            wanted, environment["torch"]["version"])
+    return ""
+
+
+def required_torch(name: Name, row: Row) -> str:
+    """The releases of torch that a version needs, as a specifier; empty where that is not known."""
+    public = Version(name.version)
+    if public.is_prerelease:
+        # What is built between releases may need what the next one does.
+        return ""
+    return next((one["torch"] for one in row["requires_torch"]
+                 if public in SpecifierSet(one["versions"])), "")
+
+
+def _meets(version: str, wanted: str) -> bool:
+    try:
+        return SpecifierSet(wanted).contains(Version(version), prereleases=True)
+    except InvalidVersion:
+        # A name of NVIDIA's or of whoever built it; the wheel's own METADATA judges it.
+        return True
+
+
+def _unknown(name: Name, told: Told, candidate: Candidate, request: Request) -> str:
+    """What nothing tells of a file that nobody asked for by name.
+
+    It would be tried where nothing better is there, and found by its import not to work, or not
+    found. Who names its version, its hash or where it is from knows what it is.
+    """
+    row = request["row"]
+    lacks = [] if name.pure else [
+        *(["torch"] if row["torch"] in ("minor", "stable") and not told.torch
+          and not required_torch(name, row) else []),
+        *(["CUDA"] if row["cuda"] != "none" and told.cuda is None else [])]
+    if not lacks or _is_pinned(request) or _is_from_the_user(candidate, request):
+        return ""
+    return "nothing tells which %s it is for; to try it, pin its version or its sha256" % (
+        " and which ".join(lacks))
+
+
+def _is_from_the_user(candidate: Candidate, request: Request) -> bool:
+    """Whether its source is one that the user named, beside those that the row has."""
+    sources, place = request["sources"], _place(candidate)
+    named = [one for one in sources if one not in request["row"]["sources"]]
+    if place == 0:
+        # What a host that has a way out fetched from there comes by the wheelhouse.
+        return bool(named)
+    return place <= len(sources) and sources[place - 1] in named
 
 
 def _cxx11abi(told: Told, environment: Environment) -> str:
@@ -344,8 +403,7 @@ def _capability(told: Told, row: Row, capabilities: Collection[str]) -> str:
     have = list(told.capabilities)
     if not have:
         have = [kernel["capability"] for kernel in row["capabilities"]
-                if not (kernel["cuda"] and told.cuda and told.cuda[1] is not None
-                        and told.cuda < _pair(kernel["cuda"]))]
+                if not (kernel["cuda"] and told.cuda and _is_older(told.cuda, kernel["cuda"]))]
         if not row["capabilities"]:
             return ""
     if _covered(capabilities, have):
@@ -354,10 +412,15 @@ def _capability(told: Told, row: Row, capabilities: Collection[str]) -> str:
         ", ".join(sorted(set(have), key=_numbers)) or "none", ", ".join(sorted(capabilities)))
 
 
+def _is_older(told: Cuda, than: str) -> bool:
+    """Whether a CUDA is older than another for sure; where only its major is told, by that."""
+    least = _pair(than)
+    return told[0] < least[0] if told[1] is None else told < least
+
+
 def _covered(capabilities: Collection[str], kernels: Collection[str]) -> bool:
-    """Kernels for X.Y run on X.Z where Z is not less than Y."""
-    return any(_numbers(device)[:1] == _numbers(kernel)[:1] and _numbers(device) >= _numbers(kernel)
-               for device in capabilities for kernel in kernels)
+    """Whether there are kernels for one of the GPUs."""
+    return any(wheel_builds.runs(kernel, device) for device in capabilities for kernel in kernels)
 
 
 # The order of those that fit.
@@ -371,7 +434,7 @@ def _rank(one: Judged, environment: Environment, request: Request,
         return (2, text)
     return (
         bool(one.objections), bool(request["sha256"]) and not candidate.get("sha256"),
-        not _is_sure(one, request["row"]), _Newest(Version(name.version)),
+        not is_sure(one, request["row"]), _Newest(Version(name.version)),
         # Whoever gave the sources gave them in an order: the authors' own before others' builds.
         _place(candidate), _by_cuda(one.told.cuda, cuda_of(environment)),
         _by_torch(one.told.torch, environment),
@@ -397,15 +460,21 @@ class _Newest:
         return isinstance(other, _Newest) and self.version == other.version
 
 
-def _is_sure(one: Judged, row: Row) -> bool:
+def is_sure(one: Judged, row: Row) -> bool:
     """Whether it tells all that its row wants told.
 
-    What tells nothing may fit, and is tried where there is nothing better: whoever compiled it on
-    a machine of their own had one torch and one CUDA there.
+    What tells nothing may fit, and is tried where it is pinned and there is nothing better:
+    whoever compiled it on a machine of their own had one torch and one CUDA there. Of a version
+    that the row does not know, METADATA judges after the fetch.
     """
-    return bool(one.name and one.name.pure) or (
+    if one.name is None:
+        return False
+    known = bool(required_torch(one.name, row))
+    if row["torch"] == "metadata" and row["requires_torch"] and not known:
+        return False
+    return one.name.pure or (
         (row["cuda"] == "none" or one.told.cuda is not None)
-        and (row["torch"] != "minor" or bool(one.told.torch)))
+        and (row["torch"] in ("none", "metadata") or known or bool(one.told.torch)))
 
 
 def _by_torch(told: str, environment: Environment) -> Tuple[int, List[int]]:

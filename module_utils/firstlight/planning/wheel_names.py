@@ -34,7 +34,7 @@ WHEEL, SDIST = "wheel", "sdist"
 
 _TOLD = re.compile(r"""
       cu(?:da)?(?P<cuda>\d{2}\.\d(?!\d)|\d{2,3}(?!\d))
-    | (?:torch|pt)(?P<torch>\d+\.\d+|\d{2,3}(?!\d))(?:\.\d+)*(?P<onward>andhigher)?
+    | (?:torch|pt)(?P<torch>\d+\.\d+|\d{2,4}(?!\d))(?:\.\d+)*(?P<onward>andhigher)?
     | cxx11abi(?P<abi>true|false|[01])
     | sm_?(?P<sm>\d{2,3})a?
     | (?P<other>(?:rocm|hip)[\d.]*|cpu|xpu|npu)
@@ -167,7 +167,14 @@ def cuda(digits: str) -> Cuda:
 
 
 def _minor(text: str) -> str:
-    return text if "." in text or not text else "%s.%s" % (text[0], text[1:])
+    """The minor of torch: of ``2.8``, ``24``, ``270`` and ``2100``; empty where it may be two."""
+    if "." in text or not text:
+        return text
+    major, rest = text[0], text[1:]
+    # 210 is 2.1.0 or 2.10, and 221 is 2.2.1 or 2.21. Torch 1 had no more than 1.13.
+    if len(rest) == 2 and major != "1":
+        return "%s.%s" % (major, rest[0]) if rest[0] not in "12" or rest == "20" else ""
+    return "%s.%s" % (major, rest[:2])
 
 
 def _dotted(digits: str) -> str:

@@ -25,9 +25,9 @@ PACKAGES, ROWS, SOURCES = (
 DEFAULTS: Entry = {"package": "", "python": "", "version": "", "sha256": "", "sources": []}
 # Every row of the catalog has every key; rows of users may leave out what is as usual.
 ROW_DEFAULTS: Row = {
-    "package": "", "versions": "", "imports": [], "torch": "minor", "cuda": "major",
-    "plain_cuda": [], "capabilities": [], "kernel": "", "kernel_device": "cuda", "tolerance": 0.02,
-    "not_needed": [], "sources": [], "build": {}, "source": ""}
+    "package": "", "versions": "", "imports": [], "torch": "minor", "requires_torch": [],
+    "cuda": "major", "plain_cuda": [], "capabilities": [], "kernel": "", "kernel_device": "cuda",
+    "tolerance": 0.02, "not_needed": [], "sources": [], "build": {}, "source": ""}
 CHOICES = {"torch": ("minor", "stable", "metadata", "none"), "cuda": ("major", "none"),
            "kernel_device": ("cuda", "any")}
 # What a source may have beside the key that says its kind.
@@ -315,6 +315,10 @@ def _row(where: str, row: Any) -> List[Finding]:
         judge(key, whole[key] in choices, "one of " + ", ".join(choices))
     judge("cuda", (whole["cuda"], whole["torch"]) != ("major", "none"),
           "none: without a torch it is not known which CUDA is wanted")
+    judge("requires_torch", _mappings(
+        whole["requires_torch"], versions=_is_specifier,
+        torch=lambda one: one != "" and _is_specifier(one)),
+        "a list of {versions, torch}, both specifiers")
     judge("plain_cuda", _mappings(
         whole["plain_cuda"], versions=_is_specifier,
         cuda=lambda one: isinstance(one, str) and bool(CUDA.fullmatch(one))),

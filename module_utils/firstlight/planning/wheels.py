@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
@@ -14,8 +16,8 @@ from . import wheel_match, wheel_names
 from .wheel_match import Candidate, Environment, Judged, matching_wheel
 from .wheel_requests import wheel_requests
 
-__all__ = ["matching_wheel", "wheel_decisions", "wheel_findings", "wheel_requests", "wheel_texts",
-           "wheels_due", "wheels_wanted"]
+__all__ = ["matching_wheel", "question", "wheel_decisions", "wheel_findings", "wheel_requests",
+           "wheel_texts", "wheels_due", "wheels_wanted"]
 
 Request = Dict[str, Any]
 Decision = Dict[str, Any]
@@ -44,6 +46,18 @@ def wheels_due(requests: Sequence[Request],
             if _lacking(request, environments.get(request["python"]))]
 
 
+def question(request: Mapping[str, Any]) -> Dict[str, Any]:
+    """What the module ``prebuilt_wheel_info`` is asked for a request, one of its ``candidates``.
+
+    ``key`` is what the answer is found by. It is another one for other sources of the same
+    package, so that an environment is given nothing from where it was not to be looked.
+    """
+    asked = {key: request[key] for key in ("package", "version", "sha256", "sources")}
+    text = json.dumps(asked, sort_keys=True)
+    return {"key": "%s %s" % (
+        request["package"], hashlib.sha256(text.encode()).hexdigest()[:16]), **asked}
+
+
 def _lacking(request: Request, environment: Optional[Environment]) -> str:
     """What is lacking of a package that should be there; empty where nothing is."""
     if environment is None or environment["state"] != "ok":
@@ -54,6 +68,9 @@ def _lacking(request: Request, environment: Optional[Environment]) -> str:
     if not _is_wanted(there["version"], request):
         return "%s is there, and %s is asked for" % (
             there["version"], request["version"] or request["row"]["versions"])
+    if request["sha256"] and _sha256(there) not in ("", request["sha256"]):
+        return "%s is there from the file with sha256 %s, and %s is asked for" % (
+            there["version"], _sha256(there), request["sha256"])
     if there["imports"]["state"] != "ok":
         return "%s is there, and cannot be imported (%s): %s" % (
             there["version"], there["imports"]["state"], _line(there["imports"]["why"]))
@@ -66,6 +83,11 @@ def _lacking(request: Request, environment: Optional[Environment]) -> str:
 def _line(text: Any) -> str:
     """What an environment said, as a part of a sentence."""
     return shown(" ".join(str(text).split()))[:300] or "no reason was given"
+
+
+def _sha256(there: Mapping[str, Any]) -> str:
+    """That of the file which a package was installed from; empty where its record tells none."""
+    return str(there.get("sha256") or "")
 
 
 def _installed(request: Request, environment: Environment) -> Optional[Dict[str, Any]]:
@@ -90,7 +112,7 @@ def wheel_decisions(requests: Sequence[Request], environments: Mapping[str, Envi
 
     :param requests: as :func:`.wheel_requests.wheel_requests` gives them.
     :param environments: as ``prebuilt_wheel_info`` returns them, by the path of the interpreter.
-    :param candidates: likewise, by package.
+    :param candidates: likewise, by ``key`` of :func:`question`.
     :param facts: ``gpu_host`` of ``gpu_facts``, for hosts whose torch sees no GPU; may be empty.
     :param allow_build: ``prebuilt_wheel_source_build``.
     :param offline: whether the host has no way out.
@@ -99,7 +121,8 @@ def wheel_decisions(requests: Sequence[Request], environments: Mapping[str, Envi
         ``refused``; ``version`` is what will be there, without a local part.
     """
     return [_decision(request, environments.get(request["python"]),
-                      list(candidates.get(request["package"]) or []), facts, allow_build, offline)
+                      list(candidates.get(question(request)["key"]) or []), facts, allow_build,
+                      offline)
             for request in requests]
 
 
@@ -112,13 +135,17 @@ def _decision(request: Request, environment: Optional[Environment], candidates: 
     there = _installed(request, environment)
     if there and not lacking:
         return _made(request, NOTHING, _working(request, there),
-                     Version(there["version"]).public, findings=told)
+                     Version(there["version"]).public, findings=[
+                         *told, *_hash_not_told(request, there)])
     capabilities = _capabilities(environment, facts)
+    found = wheel_match.judged(candidates, environment, request, capabilities)
+    summary = wheel_match.summed_up(found, request)
+    if there and _is_built_of(summary, request, there, environment):
+        return _made(request, NOTHING, _working(request, there),
+                     Version(there["version"]).public, findings=told)
     wrong = _untouchable(request, environment, there) or _unfit(request, environment, capabilities)
     if wrong:
         return _refused(request, wrong, told)
-    found = wheel_match.judged(candidates, environment, request, capabilities)
-    summary = wheel_match.summed_up(found)
     if summary["wheel"]:
         action, file, how = INSTALL, summary["wheel"], "is installed, from %s" % (
             summary["wheel"].get("source") or "an unnamed source")
@@ -145,6 +172,30 @@ def _refused(request: Request, refusal: Refusal, told: Sequence[Finding] = (),
     return _made(request, REFUSED, "%s: %s" % (request["package"], found.splitlines()[0]),
                  findings=[*told, finding("wheel-" + id_, request["where"], found, wanted, remedy)],
                  rejected=rejected)
+
+
+def _hash_not_told(request: Request, there: Mapping[str, Any]) -> List[Finding]:
+    if not request["sha256"] or _sha256(there):
+        return []
+    return [finding(
+        "wheel-hash-not-told", request["where"] + ".sha256",
+        "%s %s is there, and its record does not tell from which file" % (
+            request["package"], there["version"]), "the file with sha256 %s" % request["sha256"],
+        "if it must be that file, take the package out (pip uninstall) and run this again",
+        severity="info")]
+
+
+def _is_built_of(summary: Mapping[str, Any], request: Request, there: Mapping[str, Any],
+                 environment: Environment) -> bool:
+    """Whether what is there may be the wheel that was compiled from the one file asked for.
+
+    A source archive is asked for by its own hash, and the wheel that comes of it has another.
+    """
+    archive = summary["sdist"]
+    return bool(
+        request["sha256"] and archive and not summary["wheel"]
+        and not _lacking({**request, "sha256": ""}, environment)
+        and Version(there["version"]).public == wheel_names.parse(archive["file"]).version)
 
 
 def _working(request: Request, there: Mapping[str, Any]) -> str:
@@ -286,7 +337,9 @@ def _only(found: Iterable[Judged], kinds: Collection[str]) -> List[Judged]:
 
 
 def _of_versions(request: Request, found: Iterable[Judged]) -> List[str]:
-    others = _listed({one.name.version for one in _only(found, {"version"}) if one.name})
+    others = _listed({one.name.version for one in _only(found, {"version"})
+                      if one.name and not one.name.whole.is_prerelease
+                      and wheel_match.is_sure(one, request["row"])})
     return ["ask for a version that has a wheel for this environment in %s.version: %s" % (
         request["where"], others)] if others else []
 
@@ -295,14 +348,23 @@ def _of_torch(request: Request, found: Iterable[Judged]) -> List[str]:
     """Which torch has wheels of it."""
     torches: Dict[str, set[str]] = {}
     for one in _only(found, OF_TORCH):
-        if one.told.torch and one.name and not one.name.other:
+        torch = _of_which_torch(one, request["row"])
+        if torch and one.name and not one.name.whole.is_prerelease and not one.name.other:
             torches.setdefault(wheel_match.dotted(one.told.cuda).partition(".")[0], set()).add(
-                one.told.torch)
+                torch)
     if not torches:
         return []
     return ["there are wheels of it for %s: install one of these in %s" % (
         " and for ".join("torch %s%s" % (_listed(minors), " with CUDA " + cuda if cuda else "")
                          for cuda, minors in sorted(torches.items())), request["python"])]
+
+
+def _of_which_torch(one: Judged, row: Mapping[str, Any]) -> str:
+    """The minor of a torch that a file is for, by its name or by what its version needs."""
+    if one.told.torch or one.name is None:
+        return one.told.torch
+    minor = re.search(r"\d+\.\d+", wheel_match.required_torch(one.name, row), re.ASCII)
+    return minor.group() if minor else ""
 
 
 def _of_python(found: Iterable[Judged]) -> List[str]:

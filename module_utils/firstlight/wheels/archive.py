@@ -27,6 +27,8 @@ import zlib
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 from ..findings import Finding, finding
+from .house import sha256_of
+from .pages import normal
 
 MOST_BYTES = 32 * 2**30
 """Bytes that a wheel may have unpacked; the largest known have a tenth of it."""
@@ -44,6 +46,13 @@ UNREADABLE = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error
 """What zipfile raises for an archive that was damaged or made to do harm."""
 FILE = re.compile(r"(?P<package>[^-]+)-(?P<version>[^-]+)(?:-(?P<build>\d[^-]*))?"
                   r"-(?P<python>[^-]+)-(?P<abi>[^-]+)-(?P<platform>[^-]+)\.whl")
+PUBLIC = re.compile(
+    r"(?:(?P<epoch>[0-9]+)!)?(?P<release>[0-9]+(?:\.[0-9]+)*)"
+    r"(?:[-_.]?(?P<pre>alpha|a|beta|b|preview|pre|rc|c)[-_.]?(?P<pre_number>[0-9]*))?"
+    r"(?:-(?P<post_alone>[0-9]+)|[-_.]?(?P<post>post|rev|r)[-_.]?(?P<post_number>[0-9]*))?"
+    r"(?:[-_.]?(?P<dev>dev)[-_.]?(?P<dev_number>[0-9]*))?")
+PRE = {"alpha": "a", "beta": "b", "c": "rc", "pre": "rc", "preview": "rc"}
+"""A public version in any spelling, and what its letters stand for."""
 SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 MACHINE = re.compile(r"(x86_64|aarch64|ppc64le|s390x|riscv64|armv\dl|i\d86|any)$")
 AGAIN = ("fetch it again from where it was made: a wheel that was cut or changed on its way is "
@@ -98,20 +107,35 @@ def judge(path: str, name: str, sha256: str) -> Tuple[Optional[Archive], List[Fi
             evidence="read %s" % path)]
 
 
-def normal(package: str) -> str:
-    """A package's name as PEP 503 compares it."""
-    return re.sub(r"[-_.]+", "-", package).lower()
-
-
 def same_version(one: str, other: str) -> bool:
-    """Whether two spellings are of one version (PEP 440), in so far as file names differ."""
+    """Whether two spellings are of one version (PEP 440): ``1.0`` is ``1.00``, ``v1`` or ``1.0.0``.
+
+    What is no version of PEP 440 is compared as text.
+    """
     return _plain_version(one) == _plain_version(other)
 
 
 def _plain_version(version: str) -> Tuple[str, str]:
     public, _, local = version.strip().lower().lstrip("v").partition("+")
-    public = re.sub(r"[-_]", ".", public)
-    return re.sub(r"(\.0)+$", "", public), re.sub(r"[-_]", ".", local)
+    local = ".".join(part.lstrip("0") or "0" if part.isdecimal() else part
+                     for part in re.split(r"[-_.]", local))
+    told = PUBLIC.fullmatch(public)
+    if not told:
+        return public, local
+    release = re.sub(r"(\.0)+$", "", ".".join(_digits(one) for one in told["release"].split(".")))
+    parts = [_digits(told["epoch"]), release]
+    if told["pre"]:
+        parts.append(PRE.get(told["pre"], told["pre"]) + _digits(told["pre_number"]))
+    if told["post"] or told["post_alone"]:
+        parts.append("post" + _digits(told["post_number"] or told["post_alone"]))
+    if told["dev"]:
+        parts.append("dev" + _digits(told["dev_number"]))
+    return "!".join(parts), local
+
+
+def _digits(number: Optional[str]) -> str:
+    """A number as PEP 440 compares it, however many digits it has; none is 0."""
+    return (number or "").lstrip("0") or "0"
 
 
 def _judged(path: str, name: str, sha256: str) -> Archive:
@@ -120,7 +144,7 @@ def _judged(path: str, name: str, sha256: str) -> Archive:
         raise _Bad("wheel-name", "a file name that is none of a wheel",
                    "package-version-python-abi-platform.whl (PEP 427)", "give it its own name back")
     size = os.stat(path).st_size
-    digest = _file_hash(path)
+    digest = sha256_of(path)
     if digest != sha256.lower():
         raise _Bad("wheel-hash", "SHA-256 %s, %d bytes" % (digest, size), "SHA-256 %s" % sha256)
     try:
@@ -134,14 +158,6 @@ def _judged(path: str, name: str, sha256: str) -> Archive:
             raise
         raise _Bad("wheel-broken", "an archive that cannot be read: %s" % problem,
                    "a whole zip archive") from problem
-
-
-def _file_hash(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        for chunk in iter(lambda: file.read(CHUNK), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _safe(infos: List[zipfile.ZipInfo], size: int) -> None:

@@ -38,7 +38,8 @@ from ..findings import Finding, finding
 from ..planning import wheel_builds
 from ..runner import run
 from ..transaction import Busy, Lock
-from . import build_probe
+from . import archive, build_probe
+from .pages import normal
 
 BuildPlan = Dict[str, Any]
 
@@ -172,16 +173,12 @@ def _environment(python: str, plan: BuildPlan, work: str, marker: str) -> Dict[s
 def _named(sdist_path: str, package: str) -> Tuple[str, str, List[Finding]]:
     """The package and version that a source distribution's file name tells."""
     named = SDIST.fullmatch(os.path.basename(sdist_path))
-    if named and _normal(named["package"]) == _normal(package):
+    if named and normal(named["package"]) == normal(package):
         return named["package"], named["version"], []
     return "", "", [finding(
         "wheel-build-sdist", package, "the file %s" % os.path.basename(sdist_path),
         "a source distribution of %s: its name, a hyphen, its version, .tar.gz" % package,
         "Give that one in prebuilt_wheel_sources.")]
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _not_there(python: str, sdist_path: str, plan: BuildPlan, pip: str, work: str,
@@ -234,7 +231,7 @@ def _not_there(python: str, sdist_path: str, plan: BuildPlan, pip: str, work: st
 
 def _last(text: str) -> str:
     lines = text.strip().splitlines()
-    return lines[-1] if lines else ""
+    return findings.shown(lines[-1])[:LONGEST_LINE] if lines else ""
 
 
 def _texts(path: str) -> Tuple[Dict[str, str], Set[str]]:
@@ -442,8 +439,8 @@ def _result(folder: str, package: str, version: str, plan: BuildPlan, into: str,
     found = "the build made %s" % (", ".join(files[:5]) or "no wheel")
     wanted = "one wheel of %s %s" % (plan["package"], version)
     remedy = "Read %s on this host, and use another version or source." % log
-    if (named is None or _normal(named["package"]) != _normal(package)
-            or named["version"].replace("_", "+").partition("+")[0] != version):
+    if (named is None or normal(named["package"]) != normal(package)
+            or not _is_of(named["version"], version)):
         raise BuildFailed([finding("wheel-build-result", plan["package"], found, wanted, remedy)])
     if plan["compiled"] and named["platform"] == "any":
         raise BuildFailed([finding(
@@ -452,6 +449,11 @@ def _result(folder: str, package: str, version: str, plan: BuildPlan, into: str,
     path = os.path.join(into, files[0])
     os.replace(os.path.join(folder, files[0]), path)
     return path
+
+
+def _is_of(made: str, version: str) -> bool:
+    """Whether a wheel's version is its source's; it may tell what it was built for, behind a +."""
+    return archive.same_version(made if "+" in version else made.partition("+")[0], version)
 
 
 # Running it, and ending all of it.

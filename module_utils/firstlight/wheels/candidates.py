@@ -37,7 +37,11 @@ PAUSES_S = (0.5, 2.0)
 """Between the tries of a server that is in trouble."""
 PAGES = 10
 """Pages of a list of releases."""
+PER_PAGE = 30
+"""Releases of a page. Each may have hundreds of files, and a page must come in time."""
 PIP = "pip"
+PLAIN = "wheel-plain-http"
+THIS_HOST = re.compile(r"http://(localhost|127(\.[0-9]{1,3}){3}|::1):.*")
 REPOSITORY = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 PINNED = re.compile(r"\s*(?:===?)?\s*(v?[0-9][A-Za-z0-9.!_-]*)(?:\+[A-Za-z0-9._-]+)?\s*")
 NEXT = re.compile(r'<([^<>]{1,2000})>\s*;\s*rel="?next"?')
@@ -127,7 +131,7 @@ class _Asked:
                 " wheelhouse from another host (playbooks/prefetch.yml)", severity="info"))
         if not self.candidates:
             for one in self.findings:
-                if one["severity"] == "warning":
+                if one["severity"] == "warning" and one["id"] != PLAIN:
                     one["severity"] = "error"
         return self.findings
 
@@ -217,7 +221,7 @@ class _Asked:
             url, name = "%s/tags/%s" % (begin, urllib.parse.quote(tag, safe="")), "%s %s" % (
                 name, shown(tag))
         else:
-            url = begin + "?per_page=100"
+            url = "%s?per_page=%d" % (begin, PER_PAGE)
         found, count = [], 0
         for _ in range(PAGES):
             try:
@@ -397,11 +401,26 @@ class _Asked:
         for pause in (*PAUSES_S, None):
             problem, again = self.tried(request, name)
             if isinstance(problem, _Answer):
+                self.trusted(name, url, problem.url)
                 return problem
             if not again or pause is None:
                 raise _Silent(problem)
             _wait(pause)
         raise AssertionError  # every way out of the loop is taken
+
+    def trusted(self, name: str, *urls: str) -> None:
+        """Say that hashes came over a line on which anybody could have changed them."""
+        for url in urls:
+            at = pages.origin(url)
+            if at.startswith("http:") and not THIS_HOST.fullmatch(at):
+                self.take([], [finding(
+                    PLAIN, name, "%s was asked without TLS" % pages.called(url),
+                    "https: files and their SHA-256 are told by the same page, and on its way both"
+                    " can be changed",
+                    "name it by https in `prebuilt_wheel_sources` or"
+                    " `network_access_pip_indexes`, or pin the `sha256` of the package in"
+                    " `prebuilt_wheel_packages`", severity="warning")])
+                return
 
     def tried(self, request: urllib.request.Request, name: str) -> Tuple[Any, bool]:
         """An answer; or a finding, and whether another try may help."""
@@ -477,8 +496,8 @@ class _Asked:
                               if refusal.reason else "")
         if status in (401, 403, 407):
             return self.silent(
-                name, said, "give the user in its address (`network_access_pip_indexes`, or the"
-                " source in `prebuilt_wheel_sources`), or " + MIRROR, "wheel-source-denied"), False
+                name, said, "give the user in the address of the index"
+                " (`network_access_pip_indexes`), or " + MIRROR, "wheel-source-denied"), False
         return self.silent(name, said, WAY_OUT), status >= 500 or status in (408, 425, 429)
 
 

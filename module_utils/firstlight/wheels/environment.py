@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 from ..findings import shown
 from ..planning import wheel_failures
 from . import environment_probe
+from .pages import normal
 
 Row = Dict[str, Any]
 """Of ``catalog/prebuilt_wheels.yml``; ``package``, ``imports``, ``torch``, ``kernel``,
@@ -52,6 +54,7 @@ FACTS: Dict[str, Any] = {
     "bits": 0, "libc": {"name": "", "version": ""}, "prefix": "", "base_prefix": "", "purelib": "",
     "platlib": "", "managed": ""}
 """What the interpreter tells of itself, and what stands where it does not."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
 MANAGED = ("conda", "distribution")
 PATHS = ("prefix", "base_prefix", "purelib", "platlib")
 
@@ -108,7 +111,7 @@ class _Asked:
         self._python, self._limit_s, self._always = python, limit_s, always
         # Twice the same package is once too many.
         self._rows = list({row["package"]: row for row in rows}.values())
-        self._beside = sorted({_normal(one["beside"]) for row in rows
+        self._beside = sorted({normal(one["beside"]) for row in rows
                                for one in row.get("not_needed", [])})
         self._env = {**os.environ, "LC_ALL": "C", **(env or {})}
         self._told: Dict[str, Told] = {}
@@ -144,9 +147,9 @@ class _Asked:
 
     def _request(self, rows: List[Row]) -> Told:
         return {
-            "names": ["pip", "torch", *self._beside, *(_normal(row["package"])
+            "names": ["pip", "torch", *self._beside, *(normal(row["package"])
                                                        for row in self._rows)],
-            "rows": [{"package": _normal(row["package"]), "imports": row["imports"],
+            "rows": [{"package": normal(row["package"]), "imports": row["imports"],
                       "kernel": row["kernel"], "kernel_device": row["kernel_device"],
                       "needs_torch": row["torch"] != "none"} for row in rows],
             "always": self._always, "torch": "torch" not in self._gone,
@@ -159,7 +162,7 @@ class _Asked:
     def _is_left(self, row: Row) -> bool:
         if "packages" not in self._told:
             return True
-        name = _normal(row["package"])
+        name = normal(row["package"])
         if not (self._always or name in self._found()) or self._without_torch(row):
             return False
         if "imports " + name in self._gone:
@@ -263,18 +266,18 @@ class _Asked:
         return [], _raised(told) if "raised" in told else "torch sees no GPU"
 
     def _installed(self, row: Row) -> Optional[Told]:
-        record = self._found().get(_normal(row["package"]))
+        record = self._found().get(normal(row["package"]))
         if not isinstance(record, dict):
             return None
         return {
             "version": _version(record), "location": _text(record.get("location"), MOST_PATH),
             "installer": _text(record.get("installer"), 40),
-            "conda": record.get("conda") is True,
+            "conda": record.get("conda") is True, "sha256": _sha256(record.get("sha256")),
             "imports": self.imports(row), "kernel": self.kernel(row)}
 
     def imports(self, row: Row) -> Told:
         """What became of the imports of a package."""
-        step = "imports " + _normal(row["package"])
+        step = "imports " + normal(row["package"])
         told = self._told.get(step)
         if step in self._gone:
             state, why = self._gone[step]
@@ -289,7 +292,7 @@ class _Asked:
 
     def kernel(self, row: Row) -> Told:
         """What became of the kernel of a package."""
-        step = "kernel " + _normal(row["package"])
+        step = "kernel " + normal(row["package"])
         if not row["kernel"]:
             return _no_kernel(row, "")
         if step in self._gone:
@@ -373,6 +376,10 @@ def _version(record: Any) -> str:
     return _text(_mapping(record).get("version"), 100)
 
 
+def _sha256(value: Any) -> str:
+    return value if isinstance(value, str) and SHA256.fullmatch(value) else ""
+
+
 def _number(value: Any) -> Optional[float]:
     # The largest are no result, and some are too large for a float.
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
@@ -408,13 +415,6 @@ def _no_kernel(row: Row, why: str) -> Told:
 def _torch_absent(why: str) -> Told:
     return {"state": "absent", "why": why, "version": "", "cuda": "", "hip": "", "cxx11abi": None,
             "seconds": None, "devices": [], "why_no_devices": why}
-
-
-def _normal(name: str) -> str:
-    """A package's name as PEP 503 compares it."""
-    for sign in "_.":
-        name = name.replace(sign, "-")
-    return "-".join(part for part in name.split("-") if part).lower()
 
 
 # One process.

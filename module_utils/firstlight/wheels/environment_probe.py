@@ -223,7 +223,7 @@ def packages(names: List[str]) -> Tuple[Told, Dict[str, str]]:
                     found[name] = {
                         "version": version, "location": folder,
                         "installer": _read(os.path.join(path, "INSTALLER")).strip(),
-                        "conda": is_of_conda(path)}
+                        "conda": is_of_conda(path), "sha256": sha256_of(path)}
                 elif found[name]["location"] == folder:
                     unread[name] = "%s has the records of two versions: %s and %s" % (
                         folder, found[name]["version"], version)
@@ -241,6 +241,17 @@ def version_of(record: str) -> str:
         if version:
             return version.group(1)
     return ""
+
+
+def sha256_of(record: str) -> str:
+    """The SHA-256 of the file that a package was installed from (PEP 610); empty: none is told."""
+    try:
+        archive = json.loads(_read(os.path.join(record, "direct_url.json")))["archive_info"]
+        # The older way to write it has no `hashes`.
+        sha256 = archive.get("hashes", {}).get("sha256") or archive["hash"].partition("sha256=")[2]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ""
+    return sha256.lower() if isinstance(sha256, str) else ""
 
 
 def is_of_conda(record: str) -> bool:

@@ -20,7 +20,7 @@ import secrets
 import stat
 import urllib.error
 import urllib.request
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ansible.module_utils.firstlight import paths
 from ansible.module_utils.firstlight.findings import Finding, finding, shown
@@ -44,7 +44,11 @@ SPARE = 64 * 2**20
 TIMEOUT_S = 30.0
 LOCK_S = 60.0
 BLOCK = 2**20
-RANGE = re.compile(r"bytes 0-\d*/(\d+)$")
+RANGE = re.compile(r"bytes 0-[0-9]*/([0-9]{1,18})")
+LENGTH = re.compile(r"[0-9]{1,18}")
+LEFT = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}\.[0-9a-f]{16}"
+                  r"|\.manifest\.json\.[a-z0-9_]{8}")
+"""What a run that was killed leaves: a copy, or a manifest, that was not whole yet."""
 BUILT_FOR = ("python", "torch", "cuda", "cxx11abi", "capabilities")
 
 Row = Dict[str, Any]
@@ -172,10 +176,24 @@ class House:
             "built_for": _built_for(built_for)}, anew=True)
         return target
 
+    def ready(self, name: str, size: int) -> None:
+        """Make sure that a file could be taken in, before it is made at great cost.
+
+        :param size: bytes that it may have.
+        :raises HouseProblem: it could not.
+        """
+        self.path(name)
+        findings = self.read()[1]
+        if findings:
+            raise HouseProblem(*findings)
+        with self._told(name):
+            self._make()
+            with self._alone():
+                self._room(name, size)
+
     def bring(
         self, candidate: Candidate, env: Optional[Mapping[str, str]] = None,
-        pythons: Sequence[str] = (), sources: Iterable[Mapping[str, Any]] = (),
-        report: Callable[[int], None] = lambda count: None,
+        pythons: Sequence[str] = (), report: Callable[[int], None] = lambda count: None,
     ) -> str:
         """Have a candidate here: as it is, from its folder, or fetched; with its SHA-256 checked.
 
@@ -184,7 +202,6 @@ class House:
         :param candidate: its ``sha256`` must be known.
         :param env: variables on top of this process's own, as ``network_settings.read`` gives them.
         :param pythons: interpreters whose pip may know a login for the host of its address.
-        :param sources: sources of which the same is true.
         :param report: told of bytes that came.
         :returns: where it lies.
         :raises HouseProblem: it cannot be had, or is another file than was promised.
@@ -211,7 +228,7 @@ class House:
                 else:
                     with pip_settings.variables(env):
                         self._fetch(candidate, target, self._headers(
-                            candidate["url"], env, pythons, sources), report)
+                            candidate["url"], env, pythons), report)
         if rows.get(name, {}).get("sha256") != wanted:
             self._keep(name, {
                 "sha256": wanted, "size": os.stat(target).st_size,
@@ -254,22 +271,23 @@ class House:
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is no file", path)
         aside = os.path.join(self.folder, ".%s.%s" % (name[:100], secrets.token_hex(8)))
-        try:
-            if not _linked(path, found, aside):
-                self._room(name, found.st_size)
-                with open(aside, "xb") as file:
-                    for block in paths.chunks(path, BLOCK, found.st_size):
-                        file.write(block)
-                    file.flush()
-                    os.fchmod(file.fileno(), 0o644)
-                    os.fsync(file.fileno())
-            digest = sha256_of(aside)
-            if wanted and digest != wanted:
-                raise HouseProblem(self._corrupt(name, digest, wanted, path))
-            os.rename(aside, target)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(aside)
+        with self._alone():
+            try:
+                if not _linked(path, found, aside):
+                    self._room(name, found.st_size)
+                    with open(aside, "xb") as file:
+                        for block in paths.chunks(path, BLOCK, found.st_size):
+                            file.write(block)
+                        file.flush()
+                        os.fchmod(file.fileno(), 0o644)
+                        os.fsync(file.fileno())
+                digest = sha256_of(aside)
+                if wanted and digest != wanted:
+                    raise HouseProblem(self._corrupt(name, digest, wanted, path))
+                os.rename(aside, target)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(aside)
         paths.fsync_folder(self.folder)
         return digest
 
@@ -284,14 +302,12 @@ class House:
                 evidence="statvfs of %s; what an earlier run has left of the file is counted"
                 % self.folder))
 
-    def _headers(self, url: str, env: Optional[Mapping[str, str]], pythons: Sequence[str],
-                 sources: Iterable[Mapping[str, Any]]) -> Dict[str, str]:
+    def _headers(self, url: str, env: Optional[Mapping[str, str]], pythons: Sequence[str]
+                 ) -> Dict[str, str]:
         """What a request to the host of an address carries; only its own login."""
         at = pages.origin(url)
-        own = pip_settings.logins(value for source in sources for value in source.values())
-        if at not in own:
-            told = pip_settings.read(env, pythons, default=False)
-            own = pip_settings.logins((*told.indexes, *told.find_links))
+        told = pip_settings.read(env, pythons, default=False)
+        own = pip_settings.logins((*told.indexes, *told.find_links))
         return {"Authorization": own[at]} if at in own else {}
 
     def _fetch(self, candidate: Candidate, target: str, headers: Dict[str, str],
@@ -321,13 +337,23 @@ class House:
 
     def _keep(self, name: str, row: Row, anew: bool = False) -> None:
         """Write a row; ``anew`` whether it takes the place of one with the same hash."""
-        with self._told(MANIFEST), Lock(os.path.join(self.folder, LOCK), LOCK_S):
+        with self._told(MANIFEST), self._alone():
             rows, findings = self.read()
             if findings:
                 raise HouseProblem(*findings)
             if not anew and rows.get(name, {}).get("sha256") == row["sha256"]:
                 return
             paths.write(self.manifest, render({**rows, name: row}))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the only one who writes here; what one that was killed was writing is removed."""
+        with Lock(os.path.join(self.folder, LOCK), LOCK_S):
+            for name in os.listdir(self.folder):
+                if LEFT.fullmatch(name):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(self.folder, name))
+            yield
 
     @contextlib.contextmanager
     def _told(self, name: str) -> Iterator[None]:
@@ -469,11 +495,11 @@ def _size_of(url: str, headers: Mapping[str, str], name: str) -> int:
         url, headers={"User-Agent": "firstlight", **headers, "Range": "bytes=0-0"})
     try:
         with opener().open(request, timeout=TIMEOUT_S) as answer:
-            said = RANGE.match(answer.headers.get("Content-Range") or "")
+            said = RANGE.fullmatch(answer.headers.get("Content-Range") or "")
             length = answer.headers.get("Content-Length") or ""
             if answer.status == 206 and said:
                 return int(said.group(1))
-            if answer.status == 200 and length.isdecimal():
+            if answer.status == 200 and LENGTH.fullmatch(length):
                 return int(length)
     except urllib.error.HTTPError as refusal:
         with contextlib.closing(refusal):
@@ -494,8 +520,7 @@ def _size_of(url: str, headers: Mapping[str, str], name: str) -> int:
 
 def _not_fetched(name: str, problem: HubError) -> Finding:
     if problem.status in (401, 403):
-        remedy = ("give the user in the address of the index"
-                  " (`network_access_pip_indexes`, or the source in `prebuilt_wheel_sources`)")
+        remedy = "give the user in the address of the index (`network_access_pip_indexes`)"
     elif problem.status in (404, 410):
         remedy = ("it is listed and not there: name another source in `prebuilt_wheel_sources`")
     else:

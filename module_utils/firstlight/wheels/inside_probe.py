@@ -9,6 +9,8 @@ is accepted here that pip refuses.
 
 from __future__ import annotations
 
+import configparser
+import contextlib
 import csv
 import json
 import os
@@ -38,15 +40,17 @@ def answer(question: Told) -> Told:
         ``requires``; and ``pip``, the folder in which pip lies where the environment has none.
     """
     packaging = Packaging(question["pip"])
+    folders = scheme(packaging, question["package"])
     return {
-        "scheme": scheme(packaging, question["package"]),
+        "scheme": folders,
         "prefix": sys.prefix,
         "virtual": sys.prefix != sys.base_prefix,
         "python": ".".join(map(str, sys.version_info[:3])),
         "supported": supported(packaging, question["tags"]),
         "python_fits": python_fits(packaging, question["requires_python"]),
         "requires": list(requirements(packaging, question["requires"])),
-        "installed": installed(question["package"]),
+        "installed": installed(packaging, question["package"], folders),
+        "egg_links": egg_links(question["package"], folders),
     }
 
 
@@ -66,6 +70,12 @@ class Packaging:
                 self.get_scheme = get_scheme  # type: Any
             except ImportError:
                 self.get_scheme = None
+            try:
+                from pip._internal.utils.misc import is_local
+
+                self.is_local = is_local  # type: Any
+            except ImportError:
+                self.is_local = _is_local
         finally:
             if folder:
                 sys.path.remove(folder)
@@ -121,8 +131,14 @@ def requirements(packaging: Packaging, lines: List[str]) -> Iterator[Told]:
                    "why": "%s: %s" % (type(problem).__name__, problem)}
 
 
-def installed(package: str) -> List[Told]:
-    """Where the package is installed: more than once where the path has it more than once."""
+def installed(packaging: Packaging, package: str, folders: Dict[str, str]) -> List[Told]:
+    """Where the package is installed: more than once where the path has it more than once.
+
+    ``local`` is whether pip takes it for one of this environment's, so that it would remove it;
+    ``inside`` is whether it is. ``scripts`` are the programs that pip removes along with it,
+    whether its list of files has them or not.
+    """
+    within = [sys.prefix, folders["purelib"], folders["platlib"]]
     found, seen = [], set()
     for distribution in metadata.distributions():
         name, version = _names(distribution)
@@ -137,12 +153,44 @@ def installed(package: str) -> List[Told]:
         text = distribution.read_text("RECORD")
         found.append({
             "version": version, "info": path, "location": location,
-            "local": sys.prefix == sys.base_prefix or _inside(location, sys.prefix),
+            "local": bool(packaging.is_local(location)),
+            "inside": any(_inside(location, one) for one in within),
+            "scripts": scripts(distribution, path),
             "record": None if text is None or not path.endswith(".dist-info") else [
                 row[:2] + [""] * (2 - len(row)) for row in csv.reader(text.splitlines()) if row
             ][:MOST_ROWS],
         })
     return found
+
+
+def scripts(distribution: Any, info: str) -> List[str]:
+    """The programs that a package asks for by entry points, or has by distutils."""
+    points = configparser.RawConfigParser(delimiters=("=",), strict=False)
+    points.optionxform = str  # type: ignore
+    # Of one that cannot be read pip has no names either.
+    with contextlib.suppress(configparser.Error):
+        points.read_string(distribution.read_text("entry_points.txt") or "")
+    found = {name for section in ("console_scripts", "gui_scripts")
+             if points.has_section(section) for name in points.options(section)}
+    with contextlib.suppress(OSError):
+        found.update(os.listdir(os.path.join(info, "scripts")))
+    return sorted(found)
+
+
+def egg_links(package: str, folders: Dict[str, str]) -> List[str]:
+    """What `setup.py develop` left of the package: pip goes by it wherever the source lies."""
+    found = []  # type: List[str]
+    for folder in {folders["purelib"], folders["platlib"]}:
+        with contextlib.suppress(OSError):
+            found.extend(
+                os.path.join(folder, name) for name in os.listdir(folder)
+                if name.endswith(".egg-link") and normal(name[:-len(".egg-link")]) == package)
+    return sorted(found)
+
+
+def _is_local(path: str) -> bool:
+    """What pip says of a path, which compares no more than how the texts begin."""
+    return sys.prefix == sys.base_prefix or path.startswith(os.path.realpath(sys.prefix))
 
 
 def _names(distribution: Any) -> List[str]:
@@ -154,7 +202,8 @@ def _names(distribution: Any) -> List[str]:
 
 
 def _inside(path: str, folder: str) -> bool:
-    return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
+    return (os.path.realpath(path) + os.sep).startswith(
+        os.path.realpath(folder).rstrip(os.sep) + os.sep)
 
 
 def normal(name: str) -> str:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import inspect
 import json
 import os
 import pathlib
+import pwd
 import re
 import tempfile
-from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Set, Tuple
 
-from ..findings import Finding, blocking, finding
+from ..findings import Finding, blocking, finding, shown
 from ..runner import Ran, run
 from ..transaction import Transaction
 from . import environment, inside_probe
 from .archive import Archive
+from .house import sha256_of
 from .installed import Left, NoSpace, Stash, owners
 
 # Of a module that comes in an archive the file is gone when its process has let go of it.
@@ -35,6 +36,14 @@ OPTIONS = ("--isolated", "--disable-pip-version-check", "--no-input", "--no-colo
 INSTALL = ("install", "--no-deps", "--no-index", "--no-cache-dir", "--force-reinstall",
            "--only-binary", ":all:", "--no-warn-script-location", "--progress-bar", "off")
 SHOWN = 12
+"""Lines, files or requirements that a message has at most."""
+MOST_SHOWN = 300
+"""Characters of one of these."""
+OLDEST = (3, 8)
+"""The Python from which on there is ``importlib.metadata``, by which it is seen what pip would do.
+An older one can be looked into all the same."""
+STARTS_WITH = ("sitecustomize.py", "usercustomize.py")
+"""What each start of Python runs, beside ``*.pth``."""
 WORKS = ("ran", "skipped", "none")
 """What a kernel's state may be."""
 
@@ -91,6 +100,12 @@ def environment_findings(seen: Told, row: Row) -> List[Finding]:
             "give `python` of the package in `prebuilt_wheel_packages` the path of the "
             "environment's interpreter, or make the environment anew")]
     found = []
+    if tuple(map(int, re.findall(r"\d+", seen["version"])[:2])) < OLDEST:
+        found.append(finding(
+            "wheel-environment-old", subject, "Python %s" % seen["version"],
+            "Python %d.%d or newer: in an older one it cannot be seen what pip would change"
+            % OLDEST, "make the environment anew with a newer Python, or install the wheel there "
+            "by hand (%s -m pip install --no-deps FILE)" % python))
     if seen["managed"] == "distribution":
         found.append(finding(
             "wheel-managed", subject, "packages that the distribution manages (EXTERNALLY-MANAGED "
@@ -110,7 +125,25 @@ def environment_findings(seen: Told, row: Row) -> List[Finding]:
             "folders of packages that this user can write",
             "run as the environment's owner (ansible_become, ansible_become_user), or name another "
             "environment"))
-    return found
+    return found + _owner(seen, subject)
+
+
+def _owner(seen: Told, subject: str) -> List[Finding]:
+    """Whether root would leave its files in somebody else's environment."""
+    if os.geteuid() != 0:
+        return []
+    for folder in sorted({_there(seen[key]) for key in ("purelib", "platlib")}):
+        uid = os.stat(folder).st_uid
+        if uid != 0:
+            try:
+                name = pwd.getpwuid(uid).pw_name
+            except KeyError:
+                name = "#%d" % uid
+            return [finding(
+                "wheel-owner", subject, "%s belongs to %s, and this runs as root" % (folder, name),
+                "its owner, who can change and remove later what is installed now",
+                "set `ansible_become_user: %s` for this run, or give the folder to root" % name)]
+    return []
 
 
 def pip_for(root: str, seen: Told) -> Pip:
@@ -146,18 +179,23 @@ def judge(archive: Archive, seen: Told, row: Row, pip: Pip) -> Judged:
     told = _ask(archive, seen["python"], pip)
     subject = "%s in %s" % (archive.file, seen["python"])
     findings = (_tags(archive, told, subject) + _needs(told, subject, seen["python"])
-                + _removable(told, row, subject))
+                + _site(told, subject) + _removable(told, row, subject))
     local = [one for one in told["installed"] if one["local"]]
     scheme = {key: os.path.realpath(path) for key, path in told["scheme"].items()}
     site = scheme["purelib" if archive.pure else "platlib"]
+    old, new = _old([] if blocking(findings) else local, scheme), _targets(archive, scheme, site)
+    sites = {scheme["purelib"], scheme["platlib"]}
+    folders = _folders([*old, *new], sites)
+    theirs = owners({*old, *new, *_files(folders)}, sites, archive.package)
     left = Left(
-        old=[] if blocking(findings) else _old(local),
-        new=_targets(archive, scheme, site), site=_there(site),
+        old=old, new=new, own=_topmost(folders - set(map(os.path.dirname, theirs))),
+        site=_there(site),
         prefix=os.path.realpath(told["prefix"]),
         roots=sorted({os.path.realpath(told["prefix"]), *scheme.values(),
                       *(one["location"] for one in local)}),
         size=archive.size)
-    findings += _outside(left, subject) + _overwrites(archive, left, scheme, site, subject)
+    findings += (_outside(left, subject) + _overwrites(archive, left, row, theirs, site, subject)
+                 + _shared(left, theirs, subject))
     if blocking(findings):
         raise Refused(findings)
     return Judged(left, told, local[0]["version"] if local else "",
@@ -187,21 +225,31 @@ def _ask(archive: Archive, python: str, pip: Pip) -> Told:
 def _last(ran: Ran) -> str:
     """The end of what a tool said, without the program that it was given."""
     said = ran.error or ran.stderr.strip() or ran.stdout.strip() or "nothing"
-    return "\n".join(said.splitlines()[-SHOWN:])
+    return "\n".join(_short(line) for line in said.splitlines()[-SHOWN:])
+
+
+def _short(text: str) -> str:
+    """A text from elsewhere, in one line and of a length."""
+    return shown(text[:MOST_SHOWN]) + ("…" if len(text) > MOST_SHOWN else "")
+
+
+def _some(texts: List[str], between: str = ", ") -> str:
+    more = len(texts) - SHOWN
+    return between.join(map(_short, texts[:SHOWN])) + (" and %d more" % more if more > 0 else "")
 
 
 def _tags(archive: Archive, told: Told, subject: str) -> List[Finding]:
     found = []
     if not told["supported"]:
         found.append(finding(
-            "wheel-tags", subject, "a wheel for %s" % ", ".join(archive.tags[:8]),
+            "wheel-tags", subject, "a wheel for %s" % _some(archive.tags),
             "one for Python %s of this machine" % told["python"],
             "name the file that fits, or let the role choose (`python -m pip debug --verbose` "
             "lists the tags that this interpreter takes)"))
     if not told["python_fits"]:
         found.append(finding(
             "wheel-python", subject, "Python %s" % told["python"],
-            "Requires-Python %s" % archive.requires_python,
+            "Requires-Python %s" % _short(archive.requires_python),
             "another version of the package, or an environment of such a Python"))
     return found
 
@@ -222,35 +270,77 @@ def _needs(told: Told, subject: str, python: str) -> List[Finding]:
         missing = [one["name"] + one["wanted"] for one in wanted
                    if one["name"] != "torch" and one["found"] is None]
         remedy = "install what is missing: %s -m pip install %s" % (
-            python, " ".join("'%s'" % one for one in missing)) if missing else ""
+            python, _some(["'%s'" % one for one in missing], " ")) if missing else ""
         torch = [one for one in wanted if one["name"] == "torch"]
         found.append(finding(
-            "wheel-needs", subject, "; ".join(lacking),
+            "wheel-needs", subject, _some(lacking, "; "),
             "what its METADATA requires (nothing but the wheel itself is installed)",
             "; ".join(filter(None, (
                 "choose a wheel for the torch that is there, or change torch" if torch else "",
                 remedy)))))
     if other:
         found.append(finding(
-            "wheel-needs-other", subject, "; ".join(other), "the versions that its METADATA names",
+            "wheel-needs-other", subject, _some(other, "; "),
+            "the versions that its METADATA names",
             "nothing while it works: it is imported and tried below", severity="warning"))
     if unread:
         found.append(finding(
             "wheel-needs-unread", subject, "requirements that cannot be read: %s"
-            % "; ".join(unread), "requirements as PEP 508 has them",
+            % _some(unread, "; "), "requirements as PEP 508 has them",
             "nothing while it works", severity="warning"))
     return found
+
+
+def _site(told: Told, subject: str) -> List[Finding]:
+    """Whether pip takes the environment's folders of packages for its own.
+
+    It goes by where a link leads, and removes nothing that lies elsewhere: each version would be
+    put beside the one before.
+    """
+    prefix = os.path.realpath(told["prefix"])
+    out = ["%s, which is %s" % (path, os.path.realpath(path))
+           for path in sorted({told["scheme"]["purelib"], told["scheme"]["platlib"]})
+           if not os.path.realpath(path).startswith(prefix.rstrip(os.sep) + os.sep)]
+    if not out or not told["virtual"]:
+        return []
+    return [finding(
+        "wheel-site-linked", subject, "packages in another place than the environment: %s"
+        % "; ".join(out), "folders below %s, as pip removes nothing that is elsewhere" % prefix,
+        "make the environment anew without that link (%s can be a link as a whole)"
+        % told["prefix"])]
 
 
 def _removable(told: Told, row: Row, subject: str) -> List[Finding]:
     local = [one for one in told["installed"] if one["local"]]
     package, python = row["package"], told["prefix"]
+    if told["egg_links"]:
+        return [finding(
+            "wheel-not-removable", subject, "%s is installed as a link to its source, by "
+            "`setup.py develop`: %s" % (package, ", ".join(told["egg_links"])),
+            "a package whose files are in the environment",
+            "remove the link (pip uninstall %s), then run again" % package)]
+    elsewhere = [one for one in local if not one["inside"]]
+    if elsewhere:
+        return [finding(
+            "wheel-not-removable", subject, "%s %s lies in %s, which a .pth file adds; pip takes "
+            "it for a part of %s, as the path begins alike, and would remove it there" % (
+                package, elsewhere[0]["version"], elsewhere[0]["location"], python),
+            "a package in the environment's own folders",
+            "remove that folder from the .pth file, or name the environment that it belongs to")]
     if len(local) > 1:
         return [finding(
             "wheel-installed-twice", subject, "%s is recorded %d times: %s" % (
                 package, len(local), ", ".join(one["info"] for one in local)), "once",
             "remove what is not in use (pip uninstall %s, until it says that there is none)"
             % package)]
+    if local and not told["installed"][0]["local"]:
+        first = told["installed"][0]
+        return [finding(
+            "wheel-installed-twice", subject, "%s %s in %s comes before %s %s in %s, so pip "
+            "removes neither" % (package, first["version"], first["location"], package,
+                                 local[0]["version"], local[0]["location"]), "once",
+            "remove the folder that comes first from the .pth file that adds it, or the package "
+            "from one of them")]
     if local and local[0]["record"] is None:
         return [finding(
             "wheel-not-removable", subject, "%s %s in %s without a list of its files (RECORD), as "
@@ -260,14 +350,15 @@ def _removable(told: Told, row: Row, subject: str) -> List[Finding]:
     return []
 
 
-def _old(local: List[Told]) -> List[str]:
-    found = set()
+def _old(local: List[Told], scheme: Dict[str, str]) -> List[str]:
+    """Every file that pip removes: those of RECORD, and programs by their names alone."""
+    found: Set[str] = set()
     for one in local:
-        for row in one["record"]:
-            path = os.path.normpath(os.path.join(one["location"], row[0]))
-            if os.path.lexists(path):
-                found.add(path)
-    return sorted(found)
+        found.update(os.path.normpath(os.path.join(one["location"], row[0]))
+                     for row in one["record"])
+        found.update(os.path.normpath(os.path.join(scheme["scripts"], name))
+                     for name in one["scripts"])
+    return sorted(path for path in found if os.path.lexists(path))
 
 
 def _targets(archive: Archive, scheme: Dict[str, str], site: str) -> List[str]:
@@ -291,6 +382,24 @@ def _targets(archive: Archive, scheme: Dict[str, str], site: str) -> List[str]:
     return sorted(found)
 
 
+def _folders(files: List[str], sites: Set[str]) -> Set[str]:
+    """The folders below those of packages in which files of the package lie."""
+    folders = set(map(os.path.dirname, files))
+    return {folder for folder in folders
+            if any(folder.startswith(site + os.sep) for site in sites)}
+
+
+def _files(folders: Iterable[str]) -> Iterator[str]:
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            yield from (os.path.join(folder, name) for name in os.listdir(folder))
+
+
+def _topmost(folders: Set[str]) -> List[str]:
+    return sorted(folder for folder in folders
+                  if not any(folder.startswith(other + os.sep) for other in folders))
+
+
 def _there(folder: str) -> str:
     """A folder, or the first above it that is there."""
     while not os.path.isdir(folder):
@@ -310,38 +419,58 @@ def _outside(left: Left, subject: str) -> List[Finding]:
         "look who made that RECORD, and remove the package by hand")]
 
 
-def _overwrites(archive: Archive, left: Left, scheme: Dict[str, str], site: str,
+def _overwrites(archive: Archive, left: Left, row: Row, theirs: Dict[str, str], site: str,
                 subject: str) -> List[Finding]:
     """Files that others have, and that the wheel would replace."""
-    taken = sorted({path for path in left.new if os.path.lexists(path)} - set(left.old))
-    if not taken:
-        return []
-    sites = {scheme["purelib"], scheme["platlib"]}
-    theirs = owners(taken, sites, archive.package)
-    wrong = []
-    for path in taken:
+    old, wrong = set(left.old), []
+    for path in left.new:
+        if not os.path.lexists(path):
+            continue
         member = os.path.relpath(path, site)
         if path in theirs:
             # Packages of one namespace share files that are the same.
             if not _has_hash(path, archive.record.get(member, "")):
                 wrong.append("%s of %s" % (path, theirs[path]))
-        # What nobody has in a folder of packages is left over from an earlier install.
-        elif not any(path.startswith(one + os.sep) for one in sites) or os.path.isdir(path):
+        elif path not in old and (os.path.isdir(path) or not _left_over(member, archive, row)):
             wrong.append(path)
     if not wrong:
         return []
     return [finding(
-        "wheel-overwrites", subject, "it would replace what is not its own: %s%s" % (
-            ", ".join(wrong[:SHOWN]), " and %d more" % (len(wrong) - SHOWN)
-            if len(wrong) > SHOWN else ""), "files of its own",
-        "do not use this file; or remove the package that has them, if that is its other name")]
+        "wheel-overwrites", subject, "it would replace what is not its own: %s" % _some(wrong),
+        "files of its own", "do not use this file; or remove the package that has them, if that "
+        "is its other name; or remove them by hand, if they are left over from it")]
+
+
+def _left_over(member: str, archive: Archive, row: Row) -> bool:
+    """Whether a file that nobody has can only be of an earlier install of the package.
+
+    :param member: its path from the folder of packages.
+    """
+    first, _, rest = member.partition("/")
+    if not rest and (first in STARTS_WITH or first.endswith(".pth")):
+        return False
+    names = {archive.package.replace("-", "_"), *(one.partition(".")[0] for one in row["imports"])}
+    return first == archive.info or first.partition(".")[0] in names
+
+
+def _shared(left: Left, theirs: Dict[str, str], subject: str) -> List[Finding]:
+    """Files that pip would remove with the old package although another one has them too."""
+    lost = ["%s of %s" % (path, theirs[path]) for path in sorted(set(left.old) - set(left.new))
+            if path in theirs]
+    if not lost:
+        return []
+    return [finding(
+        "wheel-removes-shared", subject, "with what is installed now pip would remove what "
+        "another package has too: %s" % _some(lost), "files that one package has",
+        "uninstall the package by hand, run again, and then install the other one anew "
+        "(pip install --force-reinstall --no-deps)")]
 
 
 def _has_hash(path: str, wanted: str) -> bool:
     kind, _, encoded = wanted.partition("=")
     if kind != "sha256" or os.path.islink(path) or not os.path.isfile(path):
         return False
-    digest = hashlib.sha256(pathlib.Path(path).read_bytes()).digest()
+    digest = bytes.fromhex(sha256_of(path))
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == encoded.rstrip("=")
 
 

@@ -33,12 +33,14 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Se
 
 from .. import paths
 from ..transaction import Transaction
+from .pages import normal
 
 FOLDER = "wheels-aside"
 """Under ``firstlight_root``; there only while a change is under way or was ended in the middle."""
-KEPT, PLACE, DONE, PIP, FILES = "kept.json", "place", "done", "pip", "files"
+KEPT, PLACE, MARK, DONE, PIP, FILES = "kept.json", "place", "mark", "done", "pip", "files"
 BESIDE = ".firstlight-"
-"""What the folder of kept files is called where it has to lie in the environment itself."""
+"""What lies in the environment itself for as long as a change goes on, and tells it from one that
+was made anew: the folder of kept files where it has to lie there, else an empty file."""
 RESERVE = 64 * 2**20
 """Bytes that stay free on a disk that packages are put on."""
 PIP_TO_END_S = 15.0
@@ -62,13 +64,15 @@ os.execv(sys.argv[2], sys.argv[2:])
 class Left(NamedTuple):
     """What an environment may be left with: what is removed, and what comes.
 
-    ``old`` and ``new`` are files, absolute; ``site`` is the folder of packages; ``prefix`` is the
-    environment's own folder; ``roots`` are the folders in which all of it lies. No path leads
-    through a link. ``size`` is in bytes, of what comes.
+    ``old`` and ``new`` are files, absolute; ``own`` are folders in which whatever comes is the
+    package's; ``site`` is the folder of packages; ``prefix`` is the environment's own folder;
+    ``roots`` are the folders in which all of it lies. No path leads through a link. ``size`` is in
+    bytes, of what comes.
     """
 
     old: List[str]
     new: List[str]
+    own: List[str]
     site: str
     prefix: str
     roots: List[str]
@@ -128,18 +132,24 @@ class Stash:
         os.makedirs(self.folder, mode=0o700)
         try:
             self.files = os.path.join(self.folder, FILES)
+            mark = os.path.join(left.site, "%s%s.%s" % (BESIDE, self.name, run))
             if os.stat(self.folder).st_dev != os.stat(left.site).st_dev:
-                self.files = os.path.join(left.site, "%s%s.%s" % (BESIDE, self.name, run))
+                self.files = mark
             folders = _folders(left)
-            tilde = {folder: [one for one in os.listdir(folder) if one.startswith("~")]
-                     for folder in folders}
+            listing = {folder: os.listdir(folder) for folder in folders}
             # Where they are is known before they are there, so that they are found after a kill.
             paths.write(os.path.join(self.folder, PLACE), os.fsencode(self.files), mode=0o600)
+            paths.write(os.path.join(self.folder, MARK), os.fsencode(mark), mode=0o600)
             with open(os.path.join(self.folder, PIP), "wb"):
                 pass
             os.mkdir(self.files, mode=0o700)
+            if self.files != mark:
+                os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            _times(left.site, folders[left.site])
+            paths.fsync_folder(left.site)
             kept = {"version": 1, "prefix": left.prefix, "inode": os.stat(left.prefix).st_ino,
-                    "folders": folders, "tilde": tilde, **_kept(left, self.files)}
+                    "mark": mark, "own": left.own, "folders": folders, "listing": listing,
+                    **_kept(left, self.files)}
             path = os.path.join(self.folder, KEPT)
             paths.write(path, json.dumps(kept).encode(), mode=0o600)
             change.snapshot(path)
@@ -221,8 +231,6 @@ def _kept(left: Left, aside: str) -> Entry:
         if not (linked and _linked(path, kept)):
             shutil.copy2(path, kept)
             _fsync(kept)
-            if os.geteuid() == 0:
-                os.chown(kept, files[path]["uid"], files[path]["gid"])
             _times(kept, files[path])
     paths.fsync_folder(aside)
     return {"files": files, "absent": sorted(absent), "to_come": sorted(to_come)}
@@ -243,7 +251,7 @@ def _with_bytecode(path: str) -> Iterator[str]:
 
 
 def _folders(left: Left) -> Dict[str, Entry]:
-    """The folders that are there on the way to any of the files.
+    """The folders that are there on the way to any of the files, and those in the package's own.
 
     :raises OSError: one is a link, so that a file would be put somewhere else.
     """
@@ -259,6 +267,12 @@ def _folders(left: Left) -> Dict[str, Entry]:
                                                  "would have to lie in it", way)
                 found[way] = _entry(way, status)
             way = os.path.dirname(way)
+    for own in left.own:
+        for folder, inner, _ in os.walk(own):
+            for one in (os.path.join(folder, name) for name in inner):
+                status = os.lstat(one)
+                if stat.S_ISDIR(status.st_mode):
+                    found.setdefault(one, _entry(one, status))
     return found
 
 
@@ -319,14 +333,18 @@ def _put_back(folder: str) -> None:
     kept = json.loads(content)
     with _pip_ended(folder):
         status = _lstat(kept["prefix"])
-        # An environment that was made anew by hand has nothing to be put back.
-        if status is not None and status.st_ino == kept["inode"]:
+        # An environment that was made anew by hand has nothing to be put back. A number of an
+        # inode is soon given again, and the same folder may be filled anew.
+        if status is not None and status.st_ino == kept["inode"] and os.path.lexists(kept["mark"]):
             _restore(kept, os.fsdecode(paths.read(os.path.join(folder, PLACE)) or b""))
         _settle(folder)
 
 
 def _settle(folder: str) -> None:
     paths.write(os.path.join(folder, DONE), b"", mode=0o600)
+    # What cannot be removed now is removed with the folder aside.
+    with contextlib.suppress(OSError):
+        _unmark(folder, MARK)
 
 
 @contextlib.contextmanager
@@ -391,17 +409,18 @@ def _strangers(kept: Entry) -> List[str]:
     known: Dict[str, Set[str]] = {}
     for path in (*kept["files"], *kept["absent"], *kept["folders"], *kept["to_come"]):
         known.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
-    for folder in kept["folders"]:
+    for folder, listed in kept["listing"].items():
         if not os.path.isdir(folder) or os.path.islink(folder):
             continue
-        names = known.get(folder, set())
+        names, own = known.get(folder, set()), _within(folder, kept["own"])
         compiled: Tuple[str, ...] = ()
         if os.path.basename(folder) == "__pycache__":
             sources = known.get(os.path.dirname(folder), set())
             compiled = tuple(one[:-2] for one in sources if one.endswith(".py"))
-        for one in set(os.listdir(folder)) - names:
-            if (_set_aside(one, names) and one not in kept["tilde"][folder]) \
-                    or _half_written(one, names) or one.startswith(compiled):
+        # What was there before is nobody's rubbish, whatever it is called.
+        for one in set(os.listdir(folder)) - names - set(listed):
+            if own or _set_aside(one, names) or _half_written(one, names) \
+                    or one.startswith(compiled):
                 found.append(os.path.join(folder, one))
     return found
 
@@ -416,7 +435,7 @@ def _set_aside(one: str, names: Set[str]) -> bool:
 
 def _half_written(one: str, names: Set[str]) -> bool:
     """Whether it is a file that was to get one of these names."""
-    told = re.fullmatch(r"(.+?)(?:\w{8}\.tmp|\.\d+|\.firstlight)", one)
+    told = re.fullmatch(r"(.+?)(?:\w{8}\.tmp|\.firstlight)", one)
     return told is not None and told.group(1) in names
 
 
@@ -492,17 +511,23 @@ def _discard(path: str) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove a folder aside, and the one that it names."""
-    place = os.fsdecode(paths.read(os.path.join(folder, PLACE)) or b"")
-    # What a file says is followed no further than to a folder of ours.
+    """Remove a folder aside, and what it names in the environment."""
+    for name_ in (PLACE, MARK):
+        _unmark(folder, name_)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unmark(folder: str, name_: str) -> None:
+    """Remove what is ours in the environment; its folder keeps its time."""
+    place = os.fsdecode(paths.read(os.path.join(folder, name_)) or b"")
+    # What a file says is followed no further than to what is ours.
     own = (place == os.path.join(folder, FILES)
            or os.path.basename(place) == BESIDE + os.path.basename(folder))
-    if own and os.path.isabs(place) and os.path.isdir(place) and not os.path.islink(place):
-        before = os.stat(os.path.dirname(place)).st_mtime_ns
-        shutil.rmtree(place)
+    if own and os.path.isabs(place) and os.path.lexists(place):
+        status = os.stat(os.path.dirname(place))
+        _discard(place)
         with contextlib.suppress(OSError):
-            os.utime(os.path.dirname(place), ns=(before, before))
-    shutil.rmtree(folder, ignore_errors=True)
+            os.utime(os.path.dirname(place), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _lstat(path: str) -> Optional[os.stat_result]:
@@ -521,21 +546,35 @@ def _fsync(path: str) -> None:
 
 
 def owners(files: Iterable[str], sites: Iterable[str], own: str) -> Dict[str, str]:
-    """Which of the files other packages have, by their RECORD: the package by file.
+    """Which of the files other packages have, by their own lists: the package by file.
 
     :param sites: folders of packages.
     :param own: the normalised name of the package that is changed.
     """
     wanted, found = set(files), {}
     for site in sites:
-        for record in glob.glob(os.path.join(glob.escape(site), "*.dist-info", "RECORD")):
-            package = os.path.basename(os.path.dirname(record)).partition("-")[0]
-            if re.sub(r"[-_.]+", "-", package).lower() == own:
+        for info in glob.glob(os.path.join(glob.escape(site), "*.*-info")):
+            package = os.path.basename(info).rpartition(".")[0].partition("-")[0]
+            if normal(package) == own:
                 continue
-            with contextlib.suppress(OSError, csv.Error), \
-                    open(record, encoding="utf-8", errors="replace", newline="") as text:
-                for row in csv.reader(text):
-                    path = os.path.normpath(os.path.join(site, row[0])) if row else ""
-                    if path in wanted:
-                        found[path] = package
+            with contextlib.suppress(OSError, csv.Error):
+                found.update(dict.fromkeys(wanted & _listed(info, site, wanted), package))
     return found
+
+
+def _listed(info: str, site: str, wanted: Set[str]) -> Set[str]:
+    """The files that a package has: by RECORD, or as setuptools had it before there was that."""
+    if info.endswith(".dist-info"):
+        with open(os.path.join(info, "RECORD"), encoding="utf-8", errors="replace",
+                  newline="") as text:
+            return {os.path.normpath(os.path.join(site, row[0])) for row in csv.reader(text) if row}
+    if not info.endswith(".egg-info"):
+        return set()
+    for name_, base in (("installed-files.txt", info), ("top_level.txt", site)):
+        with contextlib.suppress(FileNotFoundError), \
+                open(os.path.join(info, name_), encoding="utf-8", errors="replace") as text:
+            listed = {os.path.normpath(os.path.join(base, line.strip()))
+                      for line in text if line.strip()}
+            return {path for path in wanted if _within(path, [*listed])
+                    or path.rpartition(".py")[0] in listed}
+    return set()

@@ -160,6 +160,7 @@ def row(package, **changes):
         "versions": "",
         "imports": [escaped(package)],
         "torch": "none",
+        "requires_torch": [],
         "cuda": "none",
         "plain_cuda": [],
         "capabilities": [],
