@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 import wheel_play as rig
+from supervised import short_root
 from wheels import builder, index
 
 
@@ -162,20 +163,22 @@ def test_only_a_run_that_would_install_chooses_and_it_has_the_toolbelt(repositor
 
 def test_who_plans_is_told_what_would_be_brought_and_nothing_is_touched(
         repository, environment, offers, tmp_path):
-    python, root = environment(), tmp_path / "root"
+    python = environment()
     before = rig.contents(python.parent.parent)
-    (tmp_path / "vars.json").write_text(json.dumps(wanted(
-        python, offers, firstlight_root=str(root), inference_endpoints=[])))
-    done = subprocess.run(
-        ["ansible-playbook", str(repository / "playbooks/plan.yml"), "--inventory",
-         str(repository / "inventories/local"), "--extra-vars", "@%s" % (tmp_path / "vars.json")],
-        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=200,
-        env=dict(os.environ, ANSIBLE_CONFIG=str(repository / "ansible.cfg"),
-                 ANSIBLE_HOME=str(tmp_path / "home")), check=False)
-    assert done.returncode == 0, done.stdout
-    assert "changed=0" in done.stdout and "tiny_kernel-1.0-" in done.stdout
-    assert rig.contents(python.parent.parent) == before
-    assert not root.exists()
+    with short_root() as root:
+        (tmp_path / "vars.json").write_text(json.dumps(wanted(
+            python, offers, firstlight_root=root, inference_endpoints=[])))
+        done = subprocess.run(
+            ["ansible-playbook", str(repository / "playbooks/plan.yml"), "--inventory",
+             str(repository / "inventories/local"), "--extra-vars",
+             "@%s" % (tmp_path / "vars.json")],
+            cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=200,
+            env=dict(os.environ, ANSIBLE_CONFIG=str(repository / "ansible.cfg"),
+                     ANSIBLE_HOME=str(tmp_path / "home")), check=False)
+        assert done.returncode == 0, done.stdout
+        assert "changed=0" in done.stdout and "tiny_kernel-1.0-" in done.stdout
+        assert rig.contents(python.parent.parent) == before
+        assert not os.path.exists(root)
 
 
 def test_an_index_of_the_environments_pip_is_asked_whatever_ansible_runs_with(
