@@ -98,7 +98,14 @@ def short_root(name="root"):
             processes.end(root, engine, grace_s=0)
         for name in processes.ways_in(root):
             processes.end(root, way_in.service_name(name), grace_s=0)
-        shutil.rmtree(top)
+        # What was told to go on by itself may still write its last word.
+        until(lambda: gone(top))
+
+
+def gone(folder):
+    """Remove a folder; whether it is away."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return not os.path.exists(folder)
 
 
 def kill(pid):
