@@ -164,15 +164,15 @@ def _kernels(row: Row, torch: Dict[str, Any], asked: Iterable[str], facts: Facts
     for one in wanted:
         fitting = [(each["capability"], each["cuda"]) for each in rows
                    if runs(each["capability"], one)
-                   and _number(torch["cuda"]) >= _number(each["cuda"])]
+                   and number(torch["cuda"]) >= number(each["cuda"])]
         if fitting or not rows:
-            chosen.append(max(fitting, key=lambda pair: _number(pair[0])) if rows else (one, ""))
+            chosen.append(max(fitting, key=lambda pair: number(pair[0])) if rows else (one, ""))
             continue
         newer = [each["cuda"] for each in rows if runs(each["capability"], one)]
         findings.append(_refused(
             "wheel-build-architecture", package,
             "a GPU of compute capability %s, and torch's CUDA %s" % (one, torch["cuda"] or "none"),
-            "CUDA %s or newer for that GPU" % min(newer, key=_number) if newer else
+            "CUDA %s or newer for that GPU" % min(newer, key=number) if newer else
             "one of %s: there is no kernel for this GPU"
             % ", ".join(each["capability"] for each in rows),
             "Install a torch with a newer CUDA." if newer else
@@ -181,14 +181,14 @@ def _kernels(row: Row, torch: Dict[str, Any], asked: Iterable[str], facts: Facts
             severity="warning"))
     if not chosen:
         findings = [{**one, "severity": "error"} for one in findings]
-    kernels = sorted({capability for capability, _ in chosen}, key=_number)
-    least = max((cuda for _, cuda in chosen), key=_number, default="")
+    kernels = sorted({capability for capability, _ in chosen}, key=number)
+    least = max((cuda for _, cuda in chosen), key=number, default="")
     return least, kernels, why, findings
 
 
 def _known(capabilities: Iterable[Any]) -> List[str]:
     return sorted({one for one in capabilities
-                   if isinstance(one, str) and CAPABILITY.fullmatch(one)}, key=_number)
+                   if isinstance(one, str) and CAPABILITY.fullmatch(one)}, key=number)
 
 
 def runs(kernel: str, device: str) -> bool:
@@ -197,13 +197,14 @@ def runs(kernel: str, device: str) -> bool:
     Those for X.Y run on X.Z where Z is not less than Y. A Tegra runs none but its own: NVIDIA
     promises nothing between these and others.
     """
-    of, on = _number(kernel), _number(device)
+    of, on = number(kernel), number(device)
     if of in TEGRA or on in TEGRA:
         return of == on
     return of[:1] == on[:1] and of <= on
 
 
-def _number(version: str) -> Tuple[int, ...]:
+def number(version: str) -> Tuple[int, ...]:
+    """The first two numbers of a version, to be compared; ``()`` of a text that has none."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
@@ -283,7 +284,7 @@ def _variables(package: str, build: Dict[str, Any], torch: Dict[str, Any], row: 
 
 
 def _minor(version: str) -> str:
-    return ".".join(str(part) for part in _number(version))
+    return ".".join(str(part) for part in number(version))
 
 
 def _built_for(row: Row, environment: Environment, kernels: List[str]) -> Dict[str, Any]:

@@ -285,11 +285,11 @@ def _cuda(python: str, plan: BuildPlan, env: Dict[str, str]) -> List[Finding]:
     seen = dict(_toolkits(python, env))
     fitting = [(home, version) for home, version in seen.items()
                if version.partition(".")[0] == wanted.partition(".")[0]
-               and _number(version) >= _number(least)]
+               and wheel_builds.number(version) >= wheel_builds.number(least)]
     if fitting:
         # The same minor, else the nearest: torch takes another one with a warning.
         home, _ = min(fitting, key=lambda pair: abs(
-            _number(pair[1])[-1] - _number(wanted)[-1]))
+            wheel_builds.number(pair[1])[-1] - wheel_builds.number(wanted)[-1]))
         env["CUDA_HOME"] = home
         env["PATH"] = os.path.join(home, "bin") + os.pathsep + env["PATH"]
         return []
@@ -337,10 +337,6 @@ def _toolkits(python: str, env: Dict[str, str]) -> Iterator[Tuple[str, str]]:
 
 def _above(program: str) -> str:
     return os.path.dirname(os.path.dirname(program))
-
-
-def _number(version: str) -> Tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 # The log.
