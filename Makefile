@@ -15,6 +15,8 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Ansible's temporary files stay in the checkout, so that a home is neither needed nor touched.
 export ANSIBLE_HOME := $(CURDIR)/.ansible
 export LC_ALL := C.UTF-8
+# Ansible starts Python hundreds of times; what was compiled once is kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## List the targets

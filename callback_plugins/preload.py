@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads what every task needs before the first worker is forked, so that all of them have it."""
+
+from __future__ import annotations
+
+from ansible.plugins.callback import CallbackBase
+from ansible.plugins.loader import filter_loader, test_loader
+
+DOCUMENTATION = """
+name: preload
+type: aggregate
+short_description: Loads filters and tests once for a run instead of once for a task
+description:
+  - Ansible forks a worker for each task and host, and a worker that meets the first filter loads
+    all plugins of filters. Those of this project bring the whole planner. Loaded before the first
+    fork, they are there in every worker.
+  - Prints nothing.
+requirements:
+  - Enable in configuration (C(callbacks_enabled)).
+"""
+
+
+class CallbackModule(CallbackBase):
+    """Loads, and is silent."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "aggregate"
+    CALLBACK_NAME = "preload"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def v2_playbook_on_start(self, playbook):
+        """The folders of plugins are known by now, and no worker is there yet."""
+        # To ask for any of them loads them all.
+        filter_loader.get("deployment_plan")
+        test_loader.get("match")
