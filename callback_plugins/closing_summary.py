@@ -18,9 +18,9 @@ ansible.module_utils.__path__.append(
     os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "module_utils"))
 
 from ansible.module_utils.firstlight.task_results import (
-    is_hidden,
     name_in,
     plain,
+    reason_of,
     stage_of,
 )
 
@@ -126,13 +126,17 @@ class CallbackModule(CallbackBase):
         if host in self._play._removed_hosts or isinstance(result.task, TaskInclude):
             self._failures.setdefault(host, "%s in %s, task \"%s\": %s" % (
                 how, stage_of(result.task, self._play), name_in(result),
-                "its result is hidden (no_log)" if is_hidden(result) else _reason(result.result)))
+                reason_of(result)))
 
     def _failed(self, stats):
         # A failure that was rescued is none in the statistics.
         failed = [host for host in sorted(stats.processed)
                   if stats.failures.get(host) or stats.dark.get(host)]
         lines = ["%s %s" % (host, self._failures.get(host, "failed")) for host in failed]
+        lost = ",".join(host for host in failed if stats.dark.get(host))
+        if lost:
+            lines.append("What was under way on hosts that are unreachable ends or goes back by "
+                         "itself. When ssh gets in, run again with --limit %s" % lost)
         return ["", "not done:", *("  " + line for line in lines)] if lines else []
 
     def _endpoints(self, hosts):
@@ -212,18 +216,6 @@ def _row(host, passport, verdict):
     if _standing(verdict) != "proven" and found:
         rest = "%s  %s" % (_address(host, plan), " ".join(found[0].split()))
     return "%s on %s" % (plan["name"], host), _standing(verdict), rest
-
-
-def _reason(result):
-    """The first line of why something failed; of a loop, of its first item that did."""
-    for one in result.get("results") or []:
-        if isinstance(one, dict) and (one.get("failed") or one.get("unreachable")):
-            return "its result is hidden (no_log)" if "censored" in one else _reason(one)
-    said = result.get("msg") or result.get("stderr") or result.get("reason") or "no reason given"
-    text = "\n".join(map(str, said)) if isinstance(said, list) else str(said)
-    lines = [line.strip() for line in text.strip().splitlines()] or ["no reason given"]
-    # A heading says nothing without the first thing under it.
-    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:200]
 
 
 def _process_age():

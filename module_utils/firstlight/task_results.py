@@ -9,6 +9,9 @@ from __future__ import annotations
 import posixpath
 from typing import Any
 
+HIDDEN = "its result is hidden (no_log)"
+"""What is told of a result instead of its words."""
+
 
 def stage_of(task: Any, play: Any) -> str:
     """The role of a task, else its play."""
@@ -38,6 +41,27 @@ def _written(task: Any) -> str:
     """The name before any variable was put into it."""
     source = task.get_ds()
     return str((source.get("name") if isinstance(source, dict) else "") or task.action)
+
+
+def reason_of(result: Any, whole: bool = False) -> str:
+    """Why something failed, of a loop why its first item did; the first line, or all of it."""
+    if is_hidden(result):
+        return HIDDEN
+    text = _said(result.result)
+    if whole:
+        return text
+    lines = [line.strip() for line in text.splitlines()]
+    # A heading says nothing without the first thing under it.
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:200]
+
+
+def _said(result: Any) -> str:
+    for one in result.get("results") or []:
+        if isinstance(one, dict) and (one.get("failed") or one.get("unreachable")):
+            return HIDDEN if "censored" in one else _said(one)
+    said = result.get("msg") or result.get("stderr") or result.get("reason")
+    text = "\n".join(map(str, said)) if isinstance(said, list) else str(said or "")
+    return text.strip() or "no reason given"
 
 
 def plain(text: str) -> str:
