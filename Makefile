@@ -105,7 +105,8 @@ IN_DEV := PATH="$(CURDIR)/$(DEV)/bin:$$PATH"
 RIG := $(DEV)/bin/python tests/rig/hosts
 
 .PHONY: test
-test: lint test-contract test-unit test-e2e molecule ## Run everything that CI runs
+test: $(DEV)/ready ## Run everything that CI runs, molecule beside the rest
+	@tests/all.sh
 
 .PHONY: lint
 lint: $(DEV)/ready ## Check style, types and configuration
@@ -128,6 +129,10 @@ test-unit: $(DEV)/ready ## Run the unit tests
 .PHONY: test-e2e
 test-e2e: $(DEV)/ready ## Run the demo in a clone, twice, and take it down
 	$(IN_DEV) pytest -q tests/e2e
+
+.PHONY: test-browser
+test-browser: $(DEV)/ready ## Look at the report in Chromium, where there is one
+	$(IN_DEV) pytest -q tests/browser
 
 # It says so, and does no more, where no Docker engine can be had; with CI=true that is an error.
 .PHONY: molecule

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pathlib
 import sys
@@ -60,11 +61,19 @@ def _environment(tmp_path_factory, variable, lock):
 
     if os.environ.get(variable):
         return os.environ[variable]
-    venv = tmp_path_factory.mktemp(lock.partition(".")[0])
+    # What pytest-xdist starts shares one; a folder of theirs has that of the run around it.
+    top = tmp_path_factory.getbasetemp()
+    top = top.parent if os.environ.get("PYTEST_XDIST_WORKER") else top
+    venv = top / lock.partition(".")[0]
     python = str(venv / "bin" / "python")
     locked = str(ROOT / "roles" / "inference_endpoint" / "files" / lock)
-    for argv in ([sys.executable, "-m", "venv", str(venv)],
-                 [python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", locked]):
-        ran = run(argv, timeout_s=600)
-        assert ran.ok, ran.complaint()
+    with open("%s.lock" % venv, "w", encoding="utf-8") as taken:
+        fcntl.flock(taken, fcntl.LOCK_EX)
+        if not (venv / "ready").exists():
+            for argv in ([sys.executable, "-m", "venv", str(venv)],
+                         [python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r",
+                          locked]):
+                ran = run(argv, timeout_s=600)
+                assert ran.ok, ran.complaint()
+            (venv / "ready").touch()
     return python

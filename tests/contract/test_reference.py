@@ -78,6 +78,17 @@ def test_a_roles_readme_ends_with_the_way_to_its_variables(role):
                     "`ansible-doc -t role %s`." % (role, role))
 
 
+def test_every_playbook_has_a_section_with_its_steps(pages):
+    text = pages["playbooks.md"]
+    assert headings(text) == sorted(path.stem for path in REPOSITORY.glob("playbooks/*.yml"))
+    rows = tables(text)
+    assert ["Prove every endpoint", "endpoint_smoke", "endpoint_smoke, verify"] in rows
+    # Tags inside a role, each of which is safe alone.
+    (row,) = [row for row in rows if row[0] == "Apply the other safe remedies"
+              and "a part of it" in row[2] and "swap" in row[2]][:1]
+    assert row[1] == "host_tuning"
+
+
 # --- The generator ---------------------------------------------------------------------------
 
 
@@ -152,3 +163,49 @@ def test_what_no_template_prints_is_not_lost_in_silence():
 def test_markup_that_is_wrong_stops_the_generator():
     with pytest.raises(ValueError, match="gpu_facts"):
         generate.markdown("See M(gpu_facts).")
+
+
+@pytest.fixture
+def one_playbook(tmp_path, monkeypatch):
+    """A checkout with one playbook and one role, and a function that writes the playbook."""
+    role = tmp_path / "roles" / "r"
+    for name, text in (("tasks/main.yml", """
+- name: Do
+  tags: [part]
+  block:
+    - ansible.builtin.import_tasks: more.yml
+"""), ("tasks/more.yml", "- {name: More, tags: deep, ansible.builtin.ping: }\n"),
+            ("defaults/main.yml", "r_root: \"{{ firstlight_root }}\"\n")):
+        (role / name).parent.mkdir(parents=True, exist_ok=True)
+        (role / name).write_text(text)
+    (tmp_path / "playbooks").mkdir()
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+
+    def write(about="# Does.\n# And more.\n", more=""):
+        (tmp_path / "playbooks" / "p.yml").write_text("---\n" + about + """\
+- hosts: all
+  tasks:
+    - name: Role
+      ansible.builtin.import_role: {name: r}
+      tags: [outer]
+""" + more)
+        return generate.playbooks()
+    return write
+
+
+def test_a_playbook_says_what_it_does_and_which_tags_it_has(one_playbook):
+    (made,) = one_playbook().values()
+    assert (made["about"], made["hosts"]) == ("Does. And more.", ["all"])
+    (step,) = made["steps"]
+    assert (step["role"], step["tags"], step["alone"]) == ("r", ["outer"], ["deep", "part"])
+    assert made["variables"] == {"firstlight_root"}
+
+
+def test_a_playbook_without_a_word_about_it_stops_the_generator(one_playbook):
+    with pytest.raises(ValueError, match=r"playbooks/p.yml: it begins with no comment"):
+        one_playbook(about="")
+
+
+def test_a_shared_variable_that_nobody_described_stops_the_generator(one_playbook):
+    with pytest.raises(ValueError, match="it does not say what firstlight_new is"):
+        one_playbook(more='  serial: "{{ firstlight_new }}"\n')

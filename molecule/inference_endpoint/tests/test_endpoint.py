@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-REPORTS = pathlib.Path("/tmp/fl-molecule-reports")
+REPORTS = pathlib.Path("/tmp/fl-molecule-endpoint-reports")
 KEYS = ("molecule-key-of-now-0", "molecule-key-of-then-0")
 ENDPOINTS = ("demo", "vllm")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.util
 import re
 
@@ -104,6 +105,7 @@ def links_lead_somewhere(tree):
     return wrong
 
 
+@functools.cache
 def _marked(text):
     """A page as Markdown reads it: its links, and the anchors that its headings get."""
     links, anchors, heading = [], set(), False

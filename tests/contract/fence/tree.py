@@ -35,6 +35,12 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.mapping)
 _Loader.add_multi_constructor("!", lambda loader, suffix, node: "!" + suffix)
 
 
+@functools.cache
+def _loaded(text):
+    """The YAML of a text. Trees that differ in one file share what they have of all others."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
 class Task:
     """A task where it stands: its file, its line, its module and the module's arguments."""
 
@@ -100,7 +106,7 @@ class Tree:
     @functools.cache  # noqa: B019 - a tree lives as long as its test
     def _parsed(self, file):
         try:
-            return yaml.load(self.text(file), Loader=_Loader)  # noqa: S506 - a SafeLoader
+            return _loaded(self.text(file))
         except yaml.YAMLError as problem:
             raise ValueError("%s: found no YAML document, wanted one: %s" % (
                 file, problem)) from problem

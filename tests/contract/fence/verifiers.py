@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 
 from .tree import decided
 
@@ -18,25 +19,31 @@ def verifiers_verify(tree):
     """Every test and every assert can fail."""
     wrong = []
     for file in tree.files("tests/**/*.py", "molecule/**/*.py"):
-        module = ast.parse(tree.text(file), str(file))
-        nodes = list(ast.walk(module))
-        functions = [node for node in nodes if isinstance(node, FUNCTIONS)]
-        asserting = _asserting(functions)
-        wrong += ["%s:%d: found %s, which asserts nothing, wanted an assert that can fail" % (
-            file, function.lineno, function.name) for function in functions
-            if function.name.startswith("test_") and (
-                function not in asserting or isinstance(function, ast.AsyncFunctionDef))]
-        wrong += ["%s:%d: found `%s`, which is always true, wanted what can be false" % (
-            file, node.lineno, ast.unparse(node)) for node in nodes
-            if isinstance(node, ast.Assert) and _always_true(node.test)]
-        wrong += ["%s:%d: found `%s` without reason, wanted one" % (
-            file, node.lineno, ast.unparse(node)) for node in _bare_skips(nodes)]
+        wrong += ["%s:%d: %s" % (file, line, said) for line, said in _of_tests(tree.text(file))]
     for task in tree.tasks():
         if task.is_a("assert"):
             said = task.args.get("that") if isinstance(task.args, dict) else None
             wrong += ["%s: found assert that: %s, wanted what can be false" % (task.where, claim)
                       for claim in (said if isinstance(said, list) and said else [said])
                       if decided(claim) is not None]
+    return wrong
+
+
+@functools.cache
+def _of_tests(text):
+    """The lines of a file of tests that are wrong, and what is wrong with each."""
+    nodes = list(ast.walk(ast.parse(text)))
+    functions = [node for node in nodes if isinstance(node, FUNCTIONS)]
+    asserting = _asserting(functions)
+    wrong = [(function.lineno, "found %s, which asserts nothing, wanted an assert that can fail"
+              % function.name) for function in functions
+             if function.name.startswith("test_") and (
+                 function not in asserting or isinstance(function, ast.AsyncFunctionDef))]
+    wrong += [(node.lineno, "found `%s`, which is always true, wanted what can be false"
+               % ast.unparse(node)) for node in nodes
+              if isinstance(node, ast.Assert) and _always_true(node.test)]
+    wrong += [(node.lineno, "found `%s` without reason, wanted one" % ast.unparse(node))
+              for node in _bare_skips(nodes)]
     return wrong
 
 

@@ -79,6 +79,14 @@ PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 class Missing(Exception):
     """What this machine would need, in words for whoever sits before it."""
 
+    status = 1
+
+
+class NotHere(Missing):
+    """No engine answers and none can be brought, or no image be built: hosts are not to be had."""
+
+    status = 3
+
 
 # --- The engine -----------------------------------------------------------------------------
 
@@ -108,7 +116,7 @@ def prepare():
         if not shutil.which("apt-get"):
             missing.append("a Debian or Ubuntu to install it on")
         if missing:
-            raise Missing("No Docker engine answers (docker info), and to bring one needs %s. "
+            raise NotHere("No Docker engine answers (docker info), and to bring one needs %s. "
                           "Start one, or say which: DOCKER_HOST." % " and ".join(missing))
         have("dockerd", "docker.io", "iptables")
         version = engine() or start()
@@ -146,7 +154,7 @@ def as_root():
     if shutil.which("sudo") and subprocess.run(
             ["sudo", "--non-interactive", "true"], stderr=subprocess.DEVNULL).returncode == 0:
         return ["sudo", "--non-interactive", "--preserve-env=DEBIAN_FRONTEND,DOCKER_HOST"]
-    raise Missing("The host images are built as root: be root, or have sudo without a password.")
+    raise NotHere("The host images are built as root: be root, or have sudo without a password.")
 
 
 def start():
@@ -168,7 +176,7 @@ def start():
         if process.poll() is not None:
             break
         time.sleep(0.5)
-    raise Missing("dockerd does not start here. The end of %s:\n%s" % (
+    raise NotHere("dockerd does not start here. The end of %s:\n%s" % (
         LOG, LOG.read_text(errors="replace")[-2000:]))
 
 
@@ -389,11 +397,103 @@ def options():
     return json.dumps({"env": environment, "mounts": mounts})
 
 
+CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYS_CHROOT", "MKNOD")
+AT_ONCE = 4
+BOOT_S = 300
+
+
+def make(folder, archives, wanted):
+    """Have containers that run; one that does already stays as it is. Returns those that were made.
+
+    The key to log in with, ``known_hosts`` and ``ssh_config`` are written into the folder.
+
+    :param archives: where the archives of engine images are, by the names of the engines.
+    :param wanted: of each host what group_vars/containers.yml of molecule's inventory says.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "id").exists():
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "id")],
+                       check=True)
+    environment, mounts, files = indexes()
+    files["/root/.ssh/authorized_keys"] = (folder / "id.pub").read_bytes()
+    # Two that wear one profile would build it at once.
+    worn_by = {host["profile"]: worn(host["profile"], folder) for host in wanted if host["profile"]}
+
+    def one(host):
+        name = host["container"]
+        state = docker("inspect", "--format", "{{.State.Status}}", name).stdout.strip()
+        if not state:
+            must("create", "--name", name, "--hostname", host["hostname"], "--label", LABEL,
+                 *(["--stop-signal", "SIGRTMIN+3"] if host["boots"] else ["--init"]),
+                 # By name only: a proxy may be named with its password.
+                 *("--env=" + name for name in environment),
+                 # What systemd needs, without --privileged, which not every machine can give.
+                 *("--cap-add=" + capability for capability in CAPABILITIES),
+                 "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
+                 "--cgroupns", "host", "--tmpfs", "/run", "--tmpfs", "/run/lock",
+                 # A machine has half of its memory; Docker gives too little for vLLM.
+                 "--shm-size", "1G", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw",
+                 *("--volume=" + mount for mount in mounts),
+                 *(["--volume", "/var/lib/docker"] if host["nested_docker"] else []),
+                 *("--volume=%s/%s:/mnt/firstlight-archives/%s:ro" % (archives, file, file)
+                   for file in (engine + ".tar" for engine in host["archives"])),
+                 # The images are made here; there is no registry to ask.
+                 "--pull", "never", host["image"],
+                 *(["/lib/systemd/systemd"] if host["boots"] else ["sleep", "infinity"]))
+        if state in ("", "created"):
+            copy(name, {**files, **worn_by.get(host["profile"], {}),
+                        **{path: text.encode() for path, text in host["files"].items()}})
+        if state != "running":
+            must("start", name)
+        return name, state != "running", host["boots"] and booted(name)
+
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        made = list(pool.map(one, wanted))
+    ways = [(name, way) for name, _, way in made if way]
+    known = "".join("%s %s\n" % (name, key) for name, (_, key) in ways)
+    config = "".join("Host %s\n  HostName %s\n  HostKeyAlias %s\n" % (name, address, name)
+                     for name, (address, _) in ways)
+    config += ("Host *\n  User root\n  IdentityFile %s/id\n  IdentitiesOnly yes\n"
+               "  UserKnownHostsFile %s/known_hosts\n  StrictHostKeyChecking yes\n"
+               % (folder, folder))
+    for file, text in (("known_hosts", known), ("ssh_config", config)):
+        (folder / file).write_text(text)
+        (folder / file).chmod(0o600)
+    return [name for name, new, _ in made if new]
+
+
+def booted(name):
+    """Wait until a host is up; its address, and the key by which it is known."""
+    deadline = time.monotonic() + BOOT_S
+    while True:
+        # Its manager takes a moment to answer. Which units failed is for the tests to say.
+        state = docker("exec", name, "systemctl", "is-system-running", "--wait")
+        if state.stdout.strip() in ("running", "degraded"):
+            break
+        if time.monotonic() > deadline:
+            raise Missing("%s does not boot within %d s: %s%s" % (
+                name, BOOT_S, state.stdout, state.stderr))
+        time.sleep(0.2)
+    return (must("inspect", "--format", "{{.NetworkSettings.Networks.bridge.IPAddress}}", name),
+            must("exec", name, "cat", "/etc/ssh/ssh_host_ed25519_key.pub"))
+
+
+def must(*words):
+    """What the client prints; that it fails is told."""
+    done = docker(*words)
+    if done.returncode:
+        raise Missing("docker %s: %s" % (" ".join(words[:3]), done.stderr.strip()))
+    return done.stdout.strip()
+
+
 def fill(container, profile, folder, more):
     """Put this machine's indexes, and the profile that a host wears, into its container."""
-    files = {**indexes()[2], **{path: text.encode() for path, text in more.items()}}
-    if profile:
-        files.update(worn(profile, pathlib.Path(folder)))
+    copy(container, {**indexes()[2], **{path: text.encode() for path, text in more.items()},
+                     **(worn(profile, pathlib.Path(folder)) if profile else {})})
+
+
+def copy(container, files):
+    """Put files into a container, by path and content."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for path, content in files.items():
@@ -431,11 +531,13 @@ def worn(name, folder):
 # --- The end --------------------------------------------------------------------------------
 
 
-def remove():
-    """Remove the containers of ours, with their volumes."""
+def remove(names=()):
+    """Remove the containers of ours that are named, or all of them, with their volumes."""
     if not engine():
         return []
-    found = docker("ps", "--all", "--quiet", "--filter", "label=" + LABEL).stdout.split()
+    found = docker("ps", "--all", "--format", "{{.Names}}", "--filter", "label=" + LABEL
+                   ).stdout.split()
+    found = [name for name in found if name in names or not names]
     if found:
         docker("rm", "--force", "--volumes", *found, check=True)
     return found
@@ -471,18 +573,23 @@ def main():
     archives.add_argument("folder", type=pathlib.Path)
     archives.add_argument("names", nargs="+", metavar="NAME")
     commands.add_parser("options", help="print what containers need of this machine")
+    made = commands.add_parser("make", help="have the hosts that a JSON list on stdin describes")
+    made.add_argument("folder", type=pathlib.Path)
+    made.add_argument("archives", type=pathlib.Path)
     filled = commands.add_parser("fill", help="put files into a container that was not started yet")
     filled.add_argument("container")
     filled.add_argument("--profile", default="", help="a profile of tests/rig/mock_nvml to wear")
     filled.add_argument("--folder", help="where the profile is built")
     filled.add_argument("--files", type=json.loads, default={}, help="more files, a JSON object")
-    commands.add_parser("remove", help="remove the containers")
+    removed = commands.add_parser("remove", help="remove containers of ours")
+    removed.add_argument("names", nargs="+", metavar="CONTAINER")
     commands.add_parser("teardown", help="and stop the engine, if it is ours")
     asked = parser.parse_args()
     try:
         run(asked)
     except Missing as missing:
-        sys.exit("rig: %s" % missing)
+        print("rig: %s" % missing, file=sys.stderr)
+        sys.exit(missing.status)
 
 
 def run(asked):
@@ -493,11 +600,16 @@ def run(asked):
     if asked.command == "fill":
         fill(asked.container, asked.profile, asked.folder, asked.files)
         return
+    if asked.command == "make":
+        made = make(asked.folder, asked.archives, json.load(sys.stdin))
+        print("rig: %d hosts are made: %s" % (len(made), ", ".join(made)))
+        return
     STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (STATE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if asked.command in ("remove", "teardown"):
-            print("rig: %d containers removed" % len(remove()))
+            gone = remove(asked.names if asked.command == "remove" else ())
+            print("rig: %d containers removed" % len(gone))
             if asked.command == "teardown":
                 print("rig: %s" % ("dockerd stopped" if stop() else "no engine of ours to stop"))
             return
