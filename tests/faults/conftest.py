@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of faults: what each did to the endpoint that served before."""
+"""The tables of faults: what each did to the endpoint that served before."""
 
 from __future__ import annotations
 
 import pytest
 
-TABLE = pytest.StashKey()
+TABLES = pytest.StashKey()
 HEAD = ("fault", "what the run said", "the old endpoint", "the next run")
 
 WIDTH = 180
@@ -13,8 +13,12 @@ WIDTH = 180
 
 @pytest.fixture
 def tell(request):
-    """Add a row: the fault, what the run said, what became of the old endpoint, the next run."""
-    return lambda *row: request.config.stash[TABLE].append([short(cell) for cell in row])
+    """Add a row: the fault, what the run said, what became of the old endpoint, the next run.
+
+    The table is that of the test's file.
+    """
+    rows = request.config.stash[TABLES].setdefault(request.module.TABLE, [])
+    return lambda *row: rows.append([short(cell) for cell in row])
 
 
 def short(text):
@@ -23,18 +27,21 @@ def short(text):
 
 
 def pytest_configure(config):
-    config.stash[TABLE] = []
+    config.stash[TABLES] = {}
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Print the table, and keep it where it can be taken from."""
-    if not config.stash[TABLE]:
+    """Print the tables, and keep them where they can be taken from."""
+    lines = []
+    for title, rows in config.stash[TABLES].items():
+        lines += ["", "## " + title, ""]
+        lines += ["| %s |" % " | ".join(cell.replace("|", "\\|") for cell in row)
+                  for row in (HEAD, ["---"] * len(HEAD), *rows)]
+    if not lines:
         return
-    lines = ["| %s |" % " | ".join(cell.replace("|", "\\|") for cell in row)
-             for row in (HEAD, ["---"] * len(HEAD), *config.stash[TABLE])]
     file = config.rootpath / ".cache" / "faults.md"
     file.parent.mkdir(exist_ok=True)
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    file.write_text("\n".join(lines[1:]) + "\n", encoding="utf-8")
     terminalreporter.section("faults (%s)" % file)
-    for line in lines:
+    for line in lines[1:]:
         terminalreporter.write_line(line)

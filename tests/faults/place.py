@@ -23,11 +23,11 @@ import time
 import urllib.request
 
 import yaml
+from ssh_hosts import RIG, output
 
 from ansible.module_utils.firstlight import canary
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-RIG = [sys.executable, str(REPOSITORY / "tests" / "rig" / "hosts")]
 ENGINE = "firstlight-engine:llama-server"
 NAME = "faulty"
 KEY = "a-key-of-the-tests-of-faults"
@@ -52,13 +52,6 @@ def until(task, what, patience_s=PATIENCE_S):
             return found
         assert time.monotonic() < deadline, "not within %d s: %s" % (patience_s, what)
         time.sleep(0.05)
-
-
-def output(argv, **options):
-    """What a command prints; that it fails is an error of the test."""
-    done = subprocess.run(argv, text=True, capture_output=True, timeout=300, **options)
-    assert done.returncode == 0, "%s: %s%s" % (shlex.join(argv), done.stdout, done.stderr)
-    return done.stdout.strip()
 
 
 def free_port():
@@ -97,18 +90,27 @@ class Run:
     @property
     def changed(self):
         """What the recap counted."""
-        return int(re.search(r"^%s +: .*changed=(\d+)" % self.host, self.ended().output,
-                             re.MULTILINE).group(1))
+        return self.recap()[self.host]["changed"]
+
+    def recap(self):
+        """What it counted of every host."""
+        return {host: {key: int(count) for key, count in re.findall(r"(\w+)=(\d+)", counts)}
+                for host, counts in re.findall(r"^(\S+) +: (ok=.*)$", self.ended().output,
+                                               re.MULTILINE)}
 
     @property
     def reason(self):
         """Why the host is not done, as the run's last words have it."""
-        found = re.search(r"^  %s (?:failed|unreachable) in \S+ task \".*?\": (.*)$" % self.host,
-                          self.ended().output, re.MULTILINE)
-        assert found, self.output
-        said = found.group(1).partition(" Its log ends:")[0]
+        said = self.reason_of(self.host)
         cause = re.search(r"\[(?:fatal|error)\] [a-z-]+: .*\n +found: +(.*)", self.output)
         return "%s (%s)" % (said, cause.group(1)) if cause and cause.group(1) not in said else said
+
+    def reason_of(self, host):
+        """Why this host is not done."""
+        found = re.search(r"^  %s (?:failed|unreachable) in \S+ task \".*?\": (.*)$" % host,
+                          self.ended().output, re.MULTILINE)
+        assert found, self.output
+        return found.group(1).partition(" Its log ends:")[0]
 
     def kill(self):
         """Kill it and everything that it started, at one blow: none may tell another."""
@@ -130,6 +132,15 @@ class Run:
         for pid in found:
             found += [one for one, parent in parents.items() if parent == pid]
         return found
+
+
+def begin(place, hosts, playbook, arguments, variables):
+    """Begin a playbook on hosts: name and how it is reached; the variables are those of all."""
+    place.runs += 1
+    inventory = place.folder / ("inventory-%d.yml" % place.runs)
+    inventory.write_text(yaml.safe_dump({"all": {"hosts": hosts, "vars": {
+        "host_report_directory": str(place.folder / "reports"), **variables}}}))
+    return Run(place, playbook, inventory, arguments)
 
 
 def parent_of(pid):
@@ -162,15 +173,11 @@ class Place:
 
     def begin(self, endpoint, *arguments, playbook="site.yml"):
         """Begin a playbook with this endpoint."""
-        self.runs += 1
-        inventory = self.folder / ("inventory-%d.yml" % self.runs)
-        inventory.write_text(yaml.safe_dump({"all": {"hosts": {self.host: {
-            **self.connection, "firstlight_root": self.root,
+        return begin(self, {self.host: self.connection}, playbook, arguments, {
+            "firstlight_root": self.root,
             # A machine's own daemon is left as it is set.
             "container_runtime_defaults": {},
-            "host_report_directory": str(self.folder / "reports"),
-            "inference_endpoints": [endpoint]}}}}))
-        return Run(self, playbook, inventory, arguments)
+            "inference_endpoints": [endpoint]})
 
     def play(self, endpoint, *arguments, **which):
         """Play it to its end."""
@@ -244,15 +251,15 @@ class Client(threading.Thread):
     A question that hangs keeps nobody from asking the next one.
     """
 
-    def __init__(self, place):
+    def __init__(self, place, every_s=0.2):
         super().__init__(daemon=True)
-        self.place = place
+        self.place, self.every_s = place, every_s
         self.right, self.wrong = [], []
         self.leaving = threading.Event()
 
     def run(self):
         asking = []
-        while not self.leaving.wait(0.2):
+        while not self.leaving.wait(self.every_s):
             asking = [one for one in asking if one.is_alive()]
             if len(asking) < AT_ONCE:
                 asking.append(threading.Thread(target=self.ask, daemon=True))

@@ -22,6 +22,7 @@ import pytest
 from place import ALWAYS, ENGINE, NAME, Client, Container, Place, faulty, free_port, output, until
 
 pytestmark = pytest.mark.timeout(600)
+TABLE = "One host"
 FAULTS = ("dies", "garbage", "killed", "memory", "never", "slow")
 BOUND_S = 60
 """Seconds within which the old endpoint answers again, however the machine is loaded."""
