@@ -127,7 +127,7 @@ test-unit: $(DEV)/ready ## Run the unit tests
 	$(IN_DEV) pytest -q -n 3 --dist worksteal tests/unit
 
 .PHONY: test-e2e
-test-e2e: $(DEV)/ready ## Run the demo in a clone, twice, and take it down
+test-e2e: $(DEV)/ready ## Run the demo in a clone, and every command of the documents
 	$(IN_DEV) pytest -q tests/e2e
 
 .PHONY: test-browser

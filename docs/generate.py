@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/reference from the roles' argument specs and the plugins' DOCUMENTATION."""
+"""Write docs/reference from argument specs, the plugins' DOCUMENTATION and the playbooks."""
 
 from __future__ import annotations
 
@@ -36,6 +36,18 @@ PRINTED = {
     "option": {"description", "type", "elements", "required", "default", "choices", "aliases",
                "options", "suboptions", "env", "ini", "vars"},
     "return value": {"description", "type", "elements", "returned", "sample", "contains"},
+}
+# Variables that no role has to itself: they are said once, for all playbooks.
+SHARED = {
+    "firstlight_max_fail_percentage":
+        "The share of a batch of hosts (C(firstlight_serial)), in percent, that may fail. Where "
+        "more do, the run ends there, for the others of the batch too; 100, the default, is never.",
+    "firstlight_offline": "Whether nothing may go out: what a host has is all there is.",
+    "firstlight_root":
+        "Where everything of ours lies on a host. By default C(/var/lib/firstlight) for root, "
+        "C(~/.local/state/firstlight) for anyone else.",
+    "firstlight_serial":
+        "How many hosts make a batch: a number, a share (C(20%)), or a list; all by default.",
 }
 LEFT_OUT = {"author", "collection", "filename", "has_action", "module", "name", "no_log", "path",
             "plugin_name", "type", "version_added", "version_added_collection"}
@@ -165,19 +177,95 @@ def documented(kind):
     return found
 
 
-def page(kind, found):
+def inside(role, file):
+    """The tags of tasks in a role's file and in those that it imports, and the roles of those."""
+    tags, roles = set(), {role}
+    for task in flat(yaml.safe_load((ROOT / "roles" / role / "tasks" / file).read_text()) or []):
+        tags |= set(task["tags"])
+        if "tasks" in task:
+            deeper = inside(role, task["tasks"])
+        elif "role" in task:
+            deeper = inside(task["role"], task["file"])
+        else:
+            continue
+        tags, roles = tags | deeper[0], roles | deeper[1]
+    return tags, roles
+
+
+def flat(tasks, tags=()):
+    """Tasks without their blocks: name, tags, and the role or the file that each imports."""
+    for task in tasks:
+        own = task.get("tags", [])
+        held = [*tags, *([own] if isinstance(own, str) else own)]
+        for section in ("block", "rescue", "always"):
+            yield from flat(task.get(section, []), held)
+        if "block" not in task:
+            made = {"name": task.get("name", ""), "tags": held}
+            for word in ("import_role", "include_role"):
+                if "ansible.builtin." + word in task:
+                    asked = task["ansible.builtin." + word]
+                    made.update(role=asked["name"], file=asked.get("tasks_from", "main") + ".yml")
+            if "ansible.builtin.import_tasks" in task:
+                asked = task["ansible.builtin.import_tasks"]
+                made["tasks"] = asked if isinstance(asked, str) else asked["file"]
+            yield made
+
+
+def playbooks():
+    """Every playbook: ``{name: {about, hosts, steps}}``, a step being a role's turn.
+
+    :raises ValueError: for one that does not say what it does, and for a shared variable that
+        nobody described.
+    """
+    found, used = {}, set()
+    for path in sorted((ROOT / "playbooks").glob("*.yml")):
+        text = path.read_text(encoding="utf-8")
+        about = re.match(r"---\n((?:# .*\n)+)", text)
+        if not about:
+            raise ValueError("playbooks/%s: it begins with no comment that says what it does"
+                             % path.name)
+        made = {"about": " ".join(line[2:] for line in about[1].splitlines()), "hosts": [],
+                "steps": [], "variables": set(re.findall(r"\bfirstlight_[a-z_]+\b", text))}
+        for play in yaml.safe_load(text):
+            made["hosts"].append(play["hosts"])
+            for task in flat(play["tasks"]):
+                if "role" not in task:
+                    continue
+                tags, roles = inside(task["role"], task["file"])
+                made["steps"].append(dict(task, alone=sorted(tags - {"always", *task["tags"]})))
+                for role in roles:
+                    defaults = (ROOT / "roles" / role / "defaults" / "main.yml").read_text()
+                    made["variables"] |= set(re.findall(r"\bfirstlight_[a-z_]+\b", defaults))
+        found[path.stem] = made
+        used |= made["variables"]
+    if used - set(SHARED):
+        raise ValueError("SHARED in docs/generate.py: it does not say what %s is" % ", ".join(
+            sorted(used - set(SHARED))))
+    return found
+
+
+def shared(found):
+    """Variables of no role: ``[(name, description, playbooks that heed it)]``."""
+    return [(name, about, [one for one, made in sorted(found.items()) if name in made["variables"]])
+            for name, about in SHARED.items()]
+
+
+def page(kind, found, **more):
     """The page of a kind."""
     environment = Environment(
         loader=FileSystemLoader(ROOT / "docs" / "templates"), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, autoescape=False)
     environment.filters.update(cell=cell, code=code, markdown=markdown, rows=rows, samples=samples)
-    text = environment.get_template(kind + "s.md.j2").render(found=sorted(found.items()))
+    text = environment.get_template(kind + "s.md.j2").render(
+        found=sorted(found.items()), **more)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def pages():
     """The whole reference: ``{file name: text}``."""
-    return {kind + "s.md": page(kind, documented(kind)) for kind in SOURCES}
+    found = playbooks()
+    return {**{kind + "s.md": page(kind, documented(kind)) for kind in SOURCES},
+            "playbooks.md": page("playbook", found, shared=shared(found))}
 
 
 def main():
