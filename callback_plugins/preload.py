@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import sys
+
 from ansible.plugins.callback import CallbackBase
-from ansible.plugins.loader import filter_loader, test_loader
+from ansible.plugins.loader import filter_loader, lookup_loader, test_loader
 
 DOCUMENTATION = """
 name: preload
 type: aggregate
-short_description: Loads filters and tests once for a run instead of once for a task
+short_description: Loads filters, tests and catalogs once for a run instead of once for a task
 description:
   - Ansible forks a worker for each task and host, and a worker that meets the first filter loads
     all plugins of filters. Those of this project bring the whole planner. Loaded before the first
-    fork, they are there in every worker.
+    fork, they are there in every worker, and so is what the lookup C(catalog) reads.
   - Prints nothing.
 requirements:
   - Enable in configuration (C(callbacks_enabled)).
@@ -33,3 +35,4 @@ class CallbackModule(CallbackBase):
         # To ask for any of them loads them all.
         filter_loader.get("deployment_plan")
         test_loader.get("match")
+        sys.modules[type(lookup_loader.get("catalog")).__module__].parse_all()
