@@ -15,7 +15,8 @@ short_description: Loads filters, tests and catalogs once for a run instead of o
 description:
   - Ansible forks a worker for each task and host, and a worker that meets the first filter loads
     all plugins of filters. Those of this project bring the whole planner. Loaded before the first
-    fork, they are there in every worker, and so is what the lookup C(catalog) reads.
+    fork, they are there in every worker, and so is what the lookups
+    C(catalog) and C(role_options) read.
   - Prints nothing.
 requirements:
   - Enable in configuration (C(callbacks_enabled)).
@@ -35,4 +36,9 @@ class CallbackModule(CallbackBase):
         # To ask for any of them loads them all.
         filter_loader.get("deployment_plan")
         test_loader.get("match")
-        sys.modules[type(lookup_loader.get("catalog")).__module__].parse_all()
+        _module_of(lookup_loader.get("catalog")).parse_all()
+        _module_of(lookup_loader.get("role_options")).options()
+
+
+def _module_of(plugin):
+    return sys.modules[type(plugin).__module__]

@@ -131,5 +131,6 @@ class FilterModule:
             "wheels_there": wheel_fleet.wheels_there,
             "wheels_wanted": wheels.wheels_wanted,
             "work_due": work.work_due,
+            "work_seen": work.work_seen,
             "work_text": work.work_text,
         }

@@ -88,6 +88,18 @@ options:
     description: Locks of virtual environments, by the name of each under C(venvs).
     type: dict
     default: {}
+  docker_needs:
+    description: Settings that Docker's daemon needs, as C(docker_daemon) takes them.
+    type: dict
+    default: {}
+  docker_defaults:
+    description: Settings of the daemon for what nobody says anything of.
+    type: dict
+    default: {}
+  docker_consent:
+    description: Whether containers that run may be started again.
+    type: bool
+    default: false
 attributes:
   check_mode:
     description: Reads only, so it does in check mode what it always does.
@@ -131,6 +143,13 @@ environments:
   returned: always
   type: dict
   sample: {toolbelt: [create, install, place, mark]}
+containers:
+  description:
+    - What there is for containers, as C(docker_daemon) returns it in check mode, with the images of
+      all endpoints, and in C(lost) what C(gpu_containers) finds wrong with the GPUs inside.
+    - C(null) where no endpoint was ever in a container, or where it cannot be told.
+  returned: always
+  type: dict
 half_done:
   description: Names of changes that are under way, or were ended in the middle.
   returned: always
@@ -167,6 +186,7 @@ from ansible.module_utils.firstlight import (
     transaction,
 )
 from ansible.module_utils.firstlight.host import facts
+from ansible.module_utils.firstlight.host.reading import Reader
 
 SYSTEM_ROOT = "/"
 NAMES = {"type": "list", "elements": "str", "default": []}
@@ -177,6 +197,9 @@ SPEC = {
     **library_path.SPEC,
     **facts.SPEC,
     "environments": {"type": "dict", "default": {}},
+    "docker_needs": {"type": "dict", "default": {}},
+    "docker_defaults": {"type": "dict", "default": {}},
+    "docker_consent": {"type": "bool", "default": False},
 }
 
 
@@ -198,7 +221,38 @@ def observe(params, system_root):
     except OSError as problem:
         unread["library_path"] = "%s: %s" % (problem.filename, problem.strerror)
     catalog = {key: params[key] for key in facts.SPEC}
-    return found, facts.observe(root, system_root, catalog)[0]
+    gathered = facts.observe(root, system_root, catalog)[0]
+    plans = [one["passport"]["plan"] for one in found["endpoints"]["endpoints"].values()
+             if one["passport"]]
+    images = {plan["image"] for plan in plans if plan["runtime"] == "docker"}
+    found["containers"] = _containers(params, system_root, images, bool(gathered["devices"]),
+                                      unread) if images else None
+    return found, gathered
+
+
+def _containers(params, system_root, images, inside, unread):
+    # Most hosts have none, and it is much to load.
+    from ansible.module_utils.firstlight import docker_api, docker_steps
+    from ansible.module_utils.firstlight.host import gpu_containers
+    from ansible.module_utils.firstlight.planning import container_runtime, reload_guard
+
+    try:
+        found = docker_steps.told(docker_steps.observe(Reader(system_root), {
+            "needs": params["docker_needs"], "defaults": params["docker_defaults"],
+            "consent": params["docker_consent"],
+            # By which of its names it is looked for, the role knows.
+            "images": sorted({form(image) for image in images for form in (
+                container_runtime.without_digest, container_runtime.without_tag)}),
+        }))
+        found["lost"] = reload_guard.lost(gpu_containers.read(
+            docker_api.Api(timeout_s=gpu_containers.TIMEOUT_S), True)["containers"]) \
+            if inside else []
+        return found
+    except (docker_api.Away, docker_api.Refused, docker_steps.NotChanged) as problem:
+        unread["containers"] = str(problem)
+    except OSError as problem:
+        unread["containers"] = "%s: %s" % (problem.filename, problem.strerror)
+    return None
 
 
 def _models(params):

@@ -7,7 +7,7 @@ known counts as something to do: then the roles look for themselves.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, Iterable, List, Mapping, Optional
 
 from ..findings import shown
 
@@ -20,63 +20,76 @@ TOOLBELT = "toolbelt"
 def work_due(decided: Mapping[str, Any], seen: Seen) -> Work:
     """What there is to do on a host, by the role that does it.
 
-    :param decided: what filters of the roles made of ``seen``: ``remedies`` (of ``host_tuning``),
-        ``network`` (of ``network_question``), ``refusals`` of the plan, ``switches``
-        (of ``endpoints_to_switch``). A key that is missing was not decided.
+    :param decided: what filters of the roles made of ``seen``, ``None`` for what nobody could
+        decide: ``remedies`` of ``host_tuning``, ``repositories`` and ``wheels`` that are not there
+        as wanted, subjects of ``refusals``, ``containers`` (``{decision, missing, way}``, empty
+        where no plan has one), ``switches``.
     :param seen: what ``host_state_info`` returned.
     :returns: ``{stage, why}`` each; none where the host is as its plan wants it.
     """
-    found: Work = []
+    return [
+        *work_seen(seen),
+        *_due("host_tuning", "%s would help", decided["remedies"]),
+        *_due("model_snapshot", "the model of %s is not there, verified", decided["repositories"]),
+        *_due("prebuilt_wheel", "a wheel is not there as wanted, or does not work, in %s",
+              decided["wheels"]),
+        *_due("deployment_plan", "%s is refused", decided["refusals"]),
+        *_due("container_runtime", "%s", _containers(decided["containers"], seen)),
+        *_due("inference_endpoint", "%s is not as its plan wants it", decided["switches"]),
+    ]
 
-    def due(stage: str, *reasons: str) -> None:
-        found.extend({"stage": stage, "why": one} for one in reasons if one)
 
-    due("linker_cache", *_library_path(seen))
-    due("network_access", _network(decided.get("network"), seen))
-    due("toolbelt", *_toolbelt(seen))
-    due("host_tuning", *("%s would help" % one for one in _known(decided, "remedies")))
-    due("deployment_plan", *("%s is refused" % one for one in _known(decided, "refusals")))
-    due("inference_endpoint", *("%s is not as it should be" % one
-                                for one in _known(decided, "switches")))
-    for name in seen["half_done"]:
+def work_seen(seen: Seen) -> Work:
+    """As much of it as shows before anything is decided.
+
+    :param seen: what ``host_state_info`` returned.
+    """
+    return [
+        *_due("linker_cache", "%s", _library_path(seen)),
+        *_due("toolbelt", "%s", _toolbelt(seen)),
         # Those of endpoints are a part of their state.
-        if not name.startswith("endpoint-"):
-            due(name, "a change was ended in the middle, or is under way")
-    return found
+        *[{"stage": name, "why": "a change was ended in the middle, or is under way"}
+          for name in seen["half_done"] if not name.startswith("endpoint-")],
+    ]
 
 
-def _known(decided: Mapping[str, Any], key: str) -> List[str]:
-    value = decided.get(key)
-    return ["something unknown"] if value is None else [str(one) for one in value]
+def _due(stage: str, words: str, whose: Optional[Iterable[Any]]) -> Work:
+    if whose is None:
+        return [{"stage": stage, "why": "nobody could look yet"}]
+    return [{"stage": stage, "why": words % one} for one in whose]
 
 
 def _library_path(seen: Seen) -> List[str]:
     told = seen["library_path"]
     if told is None:
         return ["it cannot be read: %s" % seen["unread"].get("library_path", "unknown")]
-    if told["changed"] or told["actions"]:
+    if told["changed"] or "linker_cache" in told["remedies"]:
         return told["reasons"] or told["actions"] or ["something is to be mended"]
-    return ["something is to be mended"] if "linker_cache" in told["remedies"] else []
-
-
-def _network(question: Any, seen: Seen) -> str:
-    if question is None:
-        return "it was not asked for a way out"
-    if question["findings"]:
-        return "what is asked for is wrong"
-    if question["asked"]:
-        return "another way out than the usual one is asked for"
-    return "an earlier run set a way out" if seen["endpoints"]["network"] else ""
+    return []
 
 
 def _toolbelt(seen: Seen) -> List[str]:
     steps = seen["environments"].get(TOOLBELT)
     if steps is None:
-        return ["nobody looked at it"]
-    found = ["it is not as its lock wants it: %s" % ", ".join(steps)] if steps else []
+        return ["nobody could look yet"]
+    found = ["its environment is not as its lock wants it"] if steps else []
     if not seen["endpoints"]["python"]["venv"]:
         found.append("Python cannot make virtual environments")
     return found
+
+
+def _containers(judged: Optional[Mapping[str, Any]], seen: Seen) -> Optional[List[str]]:
+    if not judged:
+        return None if judged is None else []
+    decision, way = judged["decision"], judged["way"]
+    found = ["%s is refused" % one["subject"] for one in decision["refusals"] + way["refusals"]]
+    if any(decision[key] for key in ("install", "start", "toolkit", "act", "generate")):
+        found += decision["reasons"] or ["the engine is not set as wanted"]
+    found += ["%s is not there" % one for one in judged["missing"]]
+    if way["needs"]:
+        found.append("the engine lacks settings that a pull needs")
+    return found + ["%s lost its GPUs" % one["subject"]
+                    for one in (seen["containers"] or {}).get("lost", [])]
 
 
 def work_text(work: Work) -> str:
