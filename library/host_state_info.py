@@ -224,7 +224,9 @@ def observe(params, system_root):
     gathered = facts.observe(root, system_root, catalog)[0]
     plans = [one["passport"]["plan"] for one in found["endpoints"]["endpoints"].values()
              if one["passport"]]
-    images = {plan["image"] for plan in plans if plan["runtime"] == "docker"}
+    # Passports are files, which anybody may have written.
+    images = {plan["image"] for plan in plans if plan.get("runtime") == "docker"
+              and isinstance(plan.get("image"), str)}
     found["containers"] = _containers(params, system_root, images, bool(gathered["devices"]),
                                       unread) if images else None
     return found, gathered

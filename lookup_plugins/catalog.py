@@ -16,7 +16,7 @@ name: catalog
 short_description: The rows of a catalog
 description:
   - Gives the rows of C(catalog/NAME.yml), as they stand there. No text in them is a template.
-  - Each file is parsed once for a run. The callback P(preload#callback) has it parsed before the
+  - Each file is parsed once for a run. The callback C(preload) has it parsed before the
     first worker is forked, so that no worker does it again.
 options:
   _terms:

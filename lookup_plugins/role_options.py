@@ -16,7 +16,7 @@ short_description: The options of all roles
 description:
   - Gives every option of every role of this project by its name, as the roles' argument specs have
     it, whatever the entry point.
-  - The specs are parsed once for a run. The callback P(preload#callback) has them parsed before the
+  - The specs are parsed once for a run. The callback C(preload) has them parsed before the
     first worker is forked, so that no worker does it again.
 options: {}
 author:

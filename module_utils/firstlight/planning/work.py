@@ -56,7 +56,7 @@ def work_seen(seen: Seen) -> Work:
 def _due(stage: str, words: str, whose: Optional[Iterable[Any]]) -> Work:
     if whose is None:
         return [{"stage": stage, "why": "nobody could look yet"}]
-    return [{"stage": stage, "why": words % one} for one in whose]
+    return [{"stage": stage, "why": words % (one,)} for one in whose]
 
 
 def _library_path(seen: Seen) -> List[str]:
@@ -97,4 +97,4 @@ def work_text(work: Work) -> str:
 
     :param work: of :func:`work_due`.
     """
-    return "\n".join(shown("%s: %s." % (one["stage"], one["why"])) for one in work)
+    return "\n".join(shown("%s: %s." % (one["stage"], one["why"].rstrip("."))) for one in work)
