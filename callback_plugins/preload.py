@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import sys
+
 from ansible.plugins.callback import CallbackBase
-from ansible.plugins.loader import filter_loader, test_loader
+from ansible.plugins.loader import filter_loader, lookup_loader, test_loader
 
 DOCUMENTATION = """
 name: preload
 type: aggregate
-short_description: Loads filters and tests once for a run instead of once for a task
+short_description: Loads filters, tests and catalogs once for a run instead of once for a task
 description:
   - Ansible forks a worker for each task and host, and a worker that meets the first filter loads
     all plugins of filters. Those of this project bring the whole planner. Loaded before the first
-    fork, they are there in every worker.
+    fork, they are there in every worker, and so is what the lookups
+    C(catalog) and C(role_options) read.
   - Prints nothing.
 requirements:
   - Enable in configuration (C(callbacks_enabled)).
@@ -33,3 +36,9 @@ class CallbackModule(CallbackBase):
         # To ask for any of them loads them all.
         filter_loader.get("deployment_plan")
         test_loader.get("match")
+        _module_of(lookup_loader.get("catalog")).parse_all()
+        _module_of(lookup_loader.get("role_options")).options()
+
+
+def _module_of(plugin):
+    return sys.modules[type(plugin).__module__]

@@ -23,6 +23,7 @@ SOURCES = {
     "role": "roles/*/",
     "module": "library/*.py",
     "filter": "filter_plugins/*.yml",
+    "lookup": "lookup_plugins/*.py",
     "callback": "callback_plugins/*.py",
 }
 

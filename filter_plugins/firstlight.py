@@ -42,6 +42,7 @@ from ansible.module_utils.firstlight.planning import (
     way_in,
     wheel_fleet,
     wheels,
+    work,
 )
 
 
@@ -129,4 +130,7 @@ class FilterModule:
             "wheels_sought": wheel_fleet.wheels_sought,
             "wheels_there": wheel_fleet.wheels_there,
             "wheels_wanted": wheels.wheels_wanted,
+            "work_due": work.work_due,
+            "work_seen": work.work_seen,
+            "work_text": work.work_text,
         }

@@ -217,7 +217,6 @@ findings:
 """
 
 import contextlib
-import json
 import os
 import stat
 import tempfile
@@ -225,12 +224,12 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import paths
+from ansible.module_utils.firstlight import docker_steps, paths
 from ansible.module_utils.firstlight.docker_api import Api, Away, Refused, quoted
-from ansible.module_utils.firstlight.findings import finding, shown, text
+from ansible.module_utils.firstlight.docker_steps import TOLD, NotChanged
+from ansible.module_utils.firstlight.findings import finding
 from ansible.module_utils.firstlight.host import docker_engine
 from ansible.module_utils.firstlight.host.reading import Reader
-from ansible.module_utils.firstlight.planning import docker_settings
 from ansible.module_utils.firstlight.runner import run
 from ansible.module_utils.firstlight.transaction import Busy, RollbackFailed, Transaction
 
@@ -242,16 +241,6 @@ POLL_S = 0.2
 WORDS = 12
 # What an older dockerd says to --validate.
 NO_VALIDATE = "unknown flag"
-TOLD = ("state", "why", "root", "systemd", "program", "unit", "file", "engine", "running",
-        "nvidia", "images")
-
-
-class NotChanged(Exception):
-    """The change failed or is refused; carries findings for the operator."""
-
-    def __init__(self, findings):
-        super().__init__(text(findings))
-        self.findings = findings
 
 
 class Daemon:
@@ -266,27 +255,7 @@ class Daemon:
 
     def observe(self):
         """What is there, and the decision on it."""
-        seen = docker_engine.observe(self.reader, self.params["images"])
-        # Replaced as a whole, a link would become a file.
-        path = os.path.realpath(self.reader.path(seen["file"]))
-        asked = self.params["needs"] or self.params["defaults"]
-        try:
-            content = paths.read(path) if asked else None
-        except PermissionError:
-            content = None  # without root nothing is written either
-        try:
-            now = docker_engine.settings(content)
-        except ValueError as problem:
-            raise NotChanged([finding(
-                "docker-settings-damaged", seen["file"], "it cannot be read: %s" % problem,
-                "a JSON object", "mend it by hand; dockerd --validate says more",
-                needs_root=True)]) from problem
-        engine = seen["engine"] or {}
-        wanted = docker_settings.changes(
-            now, self.params["needs"], self.params["defaults"], engine.get("log_driver", ""),
-            seen["words"], engine.get("nofile_max"))
-        decided = docker_settings.decide(wanted, seen, self.params["consent"])
-        return Steps(seen, path, content, docker_settings.merge(now, decided.changes), decided)
+        return docker_steps.observe(self.reader, self.params)
 
     def transaction(self):
         """The change of the file; what hangs on it follows when it is put back."""
@@ -331,31 +300,6 @@ class Daemon:
                     api.post("/containers/%s/start" % quoted(name))
                     started.append(name)
         return started
-
-
-class Steps:
-    """What to do, and how it is told."""
-
-    def __init__(self, seen, path, content, merged, decided):
-        self.seen, self.path, self.content, self.merged = seen, path, content, merged
-        self.decided = decided
-
-    def lines(self):
-        """One line for each change."""
-        return [shown("%s: %s %s" % (
-            one.key, "need" if one.needed else "default", json.dumps(one.after, sort_keys=True)))
-            for one in self.decided.changes]
-
-    def difference(self):
-        """Before and after of what changes, and of nothing else."""
-        return {"before_header": self.seen["file"], "after_header": self.seen["file"],
-                "before": _values((one.key, one.before) for one in self.decided.changes),
-                "after": _values((one.key, one.after) for one in self.decided.changes)}
-
-
-def _values(pairs):
-    return "".join("%s: %s\n" % (key, json.dumps(value, sort_keys=True))
-                   for key, value in pairs if value is not None)
 
 
 def apply(daemon, images):

@@ -137,9 +137,9 @@ import shutil
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import findings, library_path, paths
+from ansible.module_utils.firstlight import library_path, paths
 from ansible.module_utils.firstlight.host import cuda_probe, driver_libraries, ldconfig
-from ansible.module_utils.firstlight.host.reading import Reader
+from ansible.module_utils.firstlight.library_steps import Host, Steps
 from ansible.module_utils.firstlight.planning import library_path as judge
 from ansible.module_utils.firstlight.planning import library_repair
 from ansible.module_utils.firstlight.runner import run
@@ -147,132 +147,12 @@ from ansible.module_utils.firstlight.transaction import Busy, RollbackFailed
 
 SYSTEM_ROOT = "/"
 ASIDE = "/etc/.ld.so.cache.firstlight"
-NAMED = 20
 TRITON = ("triton", "both")
 """What no repair may bring; that CUDA itself does not start may come to light by one."""
 
 
 class NotMended(Exception):
     """The change failed or its proof did; the message is for the operator."""
-
-
-class Host:
-    """The host, as this module reads and changes it."""
-
-    def __init__(self, params, system_root="/"):
-        self.params = params
-        self.root = paths.root(params["root"])
-        self.folder = library_path.folder(self.root)
-        self.reader = Reader(system_root)
-
-    def observe(self):
-        """What is there, what is wrong with it, and what is ours of it."""
-        looked = library_path.look(self.reader, self.params, os.environ)
-        return looked, self.ours(looked.seen)
-
-    def ours(self, seen):
-        """What else decides how the driver's folder can be named."""
-        conf = paths.read(self.reader.path(ldconfig.CONF))
-        driver = judge.chosen(seen)
-        beside = driver["folder"] if driver else ""
-        shadowed, links = self.named(beside) if driver else ([], {})
-        return library_repair.Ours(
-            conf=None if conf is None else conf.decode("utf-8", "replace"),
-            companions=driver_libraries.siblings(self.reader, beside) if driver else [],
-            shadowed=shadowed,
-            links=links,
-            writable=bool(driver) and os.access(self.reader.path(beside), os.W_OK),
-            kept=seen["kept"],
-            private=self.private(),
-        )
-
-    def named(self, folder):
-        """What becomes of a folder that is named before all others.
-
-        Libraries of the system, none of a driver's, that it has too, and the links that it lacks.
-        """
-        if not library_repair.SPELLABLE.fullmatch(folder):
-            return [], {}
-        would = ldconfig.configured(ldconfig.rehearsal(self.reader, [folder]).stdout).entries
-        inside = {name: file for (where, name), file in would.items() if where == folder}
-        shadowed = sorted(name for where, name in would if where != folder and name in inside
-                          and not driver_libraries.DRIVER.match(name))
-        return shadowed, {os.path.join(folder, name): file for name, file in inside.items()
-                          if not os.path.lexists(self.reader.path(os.path.join(folder, name)))}
-
-    def links(self, wanted):
-        """Those of the wanted links, by path, that are not as they should be."""
-        return {path: target for path, target in wanted.items()
-                if not os.path.islink(self.reader.path(path))
-                or os.readlink(self.reader.path(path)) != target}
-
-    def private(self):
-        """Our links as they are, by name."""
-        folder = self.reader.path(self.folder)
-        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        return {name: os.readlink(os.path.join(folder, name)) for name in names
-                if os.path.islink(os.path.join(folder, name))}
-
-
-class Steps:
-    """What to change, and how it is told; nothing is changed by asking for it."""
-
-    def __init__(self, host, looked, ours, state):
-        self.seen, self.told, self.ours = looked.seen, looked.problems, ours
-        self.repair = plan(host, looked, ours, state)
-        self.conf_changes = self.repair.conf != ours.conf
-        self.links = host.links(self.repair.links)
-        self.stale, own = [], {}
-        if self.repair.private is not None:
-            now = host.private()
-            own = {os.path.join(host.folder, name): target
-                   for name, target in self.repair.private.items()}
-            self.stale = [os.path.join(host.folder, name)
-                          for name in now if name not in self.repair.private]
-        self.private = host.links(own)
-        self.half_done = any(one.finding["id"] == "repair-half-done" for one in self.told)
-        self.cache = self.repair.cache or (self.conf_changes and state == "absent")
-
-    @property
-    def any(self):
-        """Whether there is anything to do."""
-        return bool(self.conf_changes or self.links or self.private or self.stale or self.cache
-                    or self.half_done)
-
-    def add(self, more):
-        """Have what a second look took in it too; the environment is as that found it."""
-        self.repair = self.repair._replace(
-            environment=more.repair.environment,
-            reasons=list(dict.fromkeys(self.repair.reasons + more.repair.reasons)),
-            left=list(dict.fromkeys(self.repair.left + more.repair.left)))
-
-    def actions(self):
-        """One line for each change."""
-        done = ["remove the empty folder %s" % ldconfig.CACHE] if self.repair.clear else []
-        if self.conf_changes:
-            done.append("remove %s" % ldconfig.CONF if self.repair.conf is None else
-                        "write %s: %s" % (ldconfig.CONF,
-                                          self.repair.conf.splitlines()[-1]))
-        links = {**self.private, **self.links}
-        done += ["link %s -> %s" % pair for pair in sorted(links.items())[:NAMED]]
-        if len(links) > NAMED:
-            done.append("and %d links more" % (len(links) - NAMED))
-        done += ["remove the link %s" % path for path in self.stale]
-        done += ["make %s anew" % ldconfig.CACHE] if self.cache else []
-        # Names of folders may hold anything.
-        return [findings.shown(one) for one in done]
-
-
-def plan(host, looked, ours, state):
-    """What mends what was found; or what takes away what is ours."""
-    if state == "present":
-        return library_repair.repair(looked.seen, looked.problems, ours, host.root, host.folder)
-    # What another root wrote, or what is not ours to write, is not ours to take away.
-    mine = looked.seen["etc_writable"] and (ours.conf or "").startswith(
-        library_repair.HEADING % host.root)
-    conf = None if mine else ours.conf
-    return library_repair.Repair(conf=conf, links={}, private={}, cache=False, clear=False,
-                                 environment={}, reasons=[], left=[])
 
 
 def apply(host, state):

@@ -135,19 +135,7 @@ findings:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.firstlight import model_paths, model_report
-from ansible.module_utils.firstlight.findings import blocking
-
-
-def observe(asked, params):
-    """(model or None, findings) for one path."""
-    path, notes = model_paths.resolve(asked)
-    if blocking(notes):
-        return None, notes
-    model, findings = model_report.read(
-        path, asked in params["allow_code"], asked in params["allow_pickle"], asked,
-        params["tokenizer_classes"], params["model_types"])
-    return model, notes + findings
+from ansible.module_utils.firstlight import model_asked
 
 
 def main():
@@ -162,12 +150,7 @@ def main():
         },
         supports_check_mode=True,
     )
-    models, findings = {}, []
-    for asked in module.params["paths"]:
-        model, found = observe(asked, module.params)
-        if model:
-            models[asked] = model
-        findings += found
+    models, findings = model_asked.observe(module.params)
     module.exit_json(changed=False, models=models, findings=findings)
 
 

@@ -78,35 +78,13 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible.module_utils.firstlight import network_settings, paths, python_venv
-from ansible.module_utils.firstlight.python_venv import MARKER
+from ansible.module_utils.firstlight.python_venv import MARKER, observe, plan
 from ansible.module_utils.firstlight.runner import run
 from ansible.module_utils.firstlight.transaction import Busy, Lock
 
 PIP_SECONDS = 1800
 # What a new environment comes with.
 SEEDS = {"pip", "setuptools", "wheel"}
-
-
-def observe(path):
-    """What the marker says is in the environment, or None when it is not whole."""
-    content = paths.read(os.path.join(path, MARKER))
-    if content is None or not os.path.exists(os.path.join(path, "bin", "python")):
-        return None
-    try:
-        found = json.loads(content)
-    except ValueError:
-        return None
-    whole = isinstance(found, dict) and set(found) == {"python", "lock", "scripts"}
-    return found if whole else None
-
-
-def plan(wanted, found, exists):
-    """The steps that lead from what was found to what is wanted."""
-    if wanted is None:
-        return ["remove"] if exists else []
-    if found is None or (found["python"], found["lock"]) != (wanted["python"], wanted["lock"]):
-        return ["create", "install", "place", "mark"]
-    return [] if wanted == found else ["place", "mark"]
 
 
 def apply(module, steps, path, wanted, found):
@@ -203,9 +181,7 @@ def main():
     path = params["path"]
     wanted = None
     if params["state"] == "present":
-        # An environment of another Python (after an upgrade of the host) cannot be used.
-        python = "%d.%d" % sys.version_info[:2]
-        wanted = {"python": python, "lock": params["lock"], "scripts": params["scripts"]}
+        wanted = python_venv.wanted(params["lock"], params["scripts"])
     started = time.monotonic()
     try:
         found = observe(path)

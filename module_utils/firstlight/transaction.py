@@ -272,6 +272,17 @@ class Transaction:
         self._entries = []
 
 
+def left(journal: str) -> List[str]:
+    """Names of the changes that are under way, or were ended in the middle.
+
+    :param journal: folder for locks and journals.
+    """
+    names = os.listdir(journal) if os.path.isdir(journal) else []
+    # What runs detached keeps its progress beside them.
+    return sorted(name[: -len(".json")] for name in names
+                  if name.endswith(".json") and not name.endswith(".run.json"))
+
+
 def _remember(path: str) -> Dict[str, Any]:
     """A file as plain data. Files, links and empty folders: nothing of ours is anything else."""
     try:

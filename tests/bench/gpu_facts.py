@@ -19,10 +19,10 @@ TESTS = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "rig"), str(TESTS.parent / "library")]
 
 import conftest  # noqa: E402, F401 - puts our module_utils on Ansible's path
-import gpu_facts  # noqa: E402
 import pynvml  # noqa: E402
 
 from ansible.module_utils.firstlight import runner  # noqa: E402
+from ansible.module_utils.firstlight.host import facts as host_facts  # noqa: E402
 from ansible.module_utils.firstlight.host import nvml  # noqa: E402
 from ansible.module_utils.firstlight.host.reading import Reader  # noqa: E402
 
@@ -112,7 +112,7 @@ def main():
         if getattr(module, "run", None) is real:
             module.run = timed
     row("gpu_facts, all of it, in this process",
-        [seconds(lambda: gpu_facts.observe("/var/lib/firstlight")) for _ in range(ROUNDS)])
+        [seconds(lambda: host_facts.observe("/var/lib/firstlight")) for _ in range(ROUNDS)])
     print("external commands of these %d runs: %d" % (ROUNDS, len(commands)))
     for took, argv in sorted(commands, reverse=True)[:5]:
         print("  %8.1f ms  %s" % (1000 * took, " ".join(argv)))

@@ -60,6 +60,7 @@ def module_with(options=None, returned=None, **doc):
 def test_every_role_module_filter_and_callback_has_a_section(pages):
     assert headings(pages["roles.md"]) == ROLES
     for page, places in (("modules.md", "library/*.py"), ("filters.md", "filter_plugins/*.yml"),
+                         ("lookups.md", "lookup_plugins/*.py"),
                          ("callbacks.md", "callback_plugins/*.py")):
         assert headings(pages[page]) == sorted(path.stem for path in REPOSITORY.glob(places))
 

@@ -15,6 +15,7 @@ import transcripts
 import yaml
 
 from ansible.module_utils.firstlight.host import containers, daemons, nvidia_smi, nvml, tegra
+from ansible.module_utils.firstlight.host import facts as host_facts
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -46,7 +47,7 @@ def observe(tmp_path, without_library, monkeypatch):
             path = tmp_path / "host" / name.lstrip("/")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
-        return gpu_facts.observe(str(tmp_path / "root"), str(tmp_path / "host"))[0]
+        return host_facts.observe(str(tmp_path / "root"), str(tmp_path / "host"))[0]
 
     return observed
 
@@ -257,7 +258,7 @@ def facts_of(mock_host, replay, monkeypatch, tmp_path):
             gathered.host.set(**changes)  # the same host, later
         else:
             gathered.host = mock_host(name, **changes)
-        return gpu_facts.observe(str(tmp_path), str(gathered.host.root), ROWS)[0]
+        return host_facts.observe(str(tmp_path), str(gathered.host.root), ROWS)[0]
 
     return gathered
 
@@ -544,7 +545,7 @@ def test_without_bindings_nvidia_smi_is_asked_then_one_in_a_container(
     monkeypatch.setattr(nvidia_smi, "on_host",
                         lambda: nvidia_smi.Tool(["nvidia-smi"], "nvidia-smi"))
     replay("h100-x2/nvidia-smi-busy.yml", *NO_TOOLS)
-    facts, took = gpu_facts.observe(str(tmp_path), str(host.root), ROWS)
+    facts, took = host_facts.observe(str(tmp_path), str(host.root), ROWS)
     assert took is None
     assert source(facts, "devices") == "nvidia-smi"
     assert [one["name"] for one in facts["devices"]] == ["NVIDIA H100 80GB HBM3"] * 2
@@ -555,7 +556,7 @@ def test_without_bindings_nvidia_smi_is_asked_then_one_in_a_container(
         for call in transcripts.calls_of("h100-x2/nvidia-smi-busy.yml")))
     monkeypatch.setattr(containers, "nvidia_smi_in_container",
                         lambda *_: nvidia_smi.Tool(["docker"], "nvidia-smi in a container of x"))
-    facts, _ = gpu_facts.observe(str(tmp_path), str(host.root), ROWS)
+    facts, _ = host_facts.observe(str(tmp_path), str(host.root), ROWS)
     assert source(facts, "devices") == "nvidia-smi in a container of x"
     assert facts["unread"]["nvidia-smi"]["code"] == "absent"
 
@@ -570,7 +571,7 @@ def test_nvml_is_closed_even_when_reading_breaks(mock_host, monkeypatch, tmp_pat
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", breaks)
     with pytest.raises(RuntimeError):
-        gpu_facts.observe(str(tmp_path), str(host.root), ROWS)
+        host_facts.observe(str(tmp_path), str(host.root), ROWS)
     with pytest.raises(pynvml.NVMLError_Uninitialized):
         pynvml.nvmlDeviceGetHandleByIndex(0)
 

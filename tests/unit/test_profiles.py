@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 import pathlib
 
-import gpu_facts
 import mock_nvml
 import pytest
 import yaml
 
 from ansible.module_utils.firstlight.host import containers, daemons, tegra
+from ansible.module_utils.firstlight.host import facts as host_facts
 from ansible.module_utils.firstlight.planning import devices, health
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def seen(mock_host, replay, monkeypatch, tmp_path):
                {"argv": tegra.POWER_MODE, "rc": 0, "stderr": "",
                 "stdout": "NV Power Mode: %s\n" % ("15W\n2" if "orin" in name else "MAXN\n0")})
         monkeypatch.setattr(containers.shutil, "which", lambda *_, **__: None)
-        facts, _ = gpu_facts.observe(str(tmp_path), str(host.root), CATALOG)
+        facts, _ = host_facts.observe(str(tmp_path), str(host.root), CATALOG)
         return facts, health.host_health(facts, CATALOG)
 
     return looked

@@ -30,6 +30,7 @@ import supervised
 import wheel_cases
 import wheel_fleets
 import wheel_strategies
+import work_strategies
 from fake_engine import CONTEXT, MODEL, ORACLE, serving
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -229,6 +230,9 @@ ARGUMENTS = {
     "wheels_sought": st.tuples(WHEEL_REQUESTS),
     "wheels_there": wheel_cases.ASKED,
     "wheels_wanted": wheel_cases.DECISIONS,
+    "work_due": st.tuples(work_strategies.DECIDED, work_strategies.SEEN),
+    "work_seen": st.tuples(work_strategies.SEEN),
+    "work_text": st.tuples(work_strategies.WORK),
 }
 
 
@@ -1378,3 +1382,15 @@ def test_wheels_are_asked_for_rightly_or_it_is_told_why_not(asked):
     for one in found["requests"]:
         assert os.path.isabs(one["python"])
         assert {"package", "kernel", "imports"} <= set(one["row"])
+
+
+# Whether there is anything to do: what shows by the host alone is a part of it.
+
+
+@given(work_strategies.DECIDED, work_strategies.SEEN)
+def test_what_there_is_to_do_is_told_in_lines(decided, seen):
+    due = FILTERS["work_due"](decided, seen)
+    assert [one for one in due if one in FILTERS["work_seen"](seen)] == FILTERS["work_seen"](seen)
+    assert FILTERS["work_text"](due).count("\n") == max(0, len(due) - 1)
+    # What was not decided is never taken for nothing.
+    assert due or None not in decided.values()

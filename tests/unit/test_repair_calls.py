@@ -172,13 +172,15 @@ def with_facts(repository, tmp_path):
     def change(**facts):
         library = tmp_path / "library"
         library.mkdir()
-        module = (repository / "library" / "gpu_facts.py").read_text()
-        end = "    module.exit_json(\n"
-        assert module.count(end) == 1
-        (library / "gpu_facts.py").write_text(module.replace(end, (
-            "    for key, value in %r.items():\n"
-            "        facts[key] = dict(facts[key], **value) if type(value) is dict else value\n"
-        ) % facts + end))
+        for name, found in (("gpu_facts", "found"), ("host_state_info", "gathered")):
+            module = (repository / "library" / (name + ".py")).read_text()
+            end = "    module.exit_json(\n"
+            assert module.count(end) == 1
+            (library / (name + ".py")).write_text(module.replace(end, (
+                "    for key, value in %(facts)r.items():\n"
+                "        %(found)s[key] = dict(%(found)s[key], **value) if type(value) is dict "
+                "else value\n"
+            ) % {"facts": facts, "found": found} + end))
         return "--module-path", "%s:%s" % (library, repository / "library")
 
     return change

@@ -6,9 +6,8 @@ from __future__ import annotations
 import re
 
 ROOMS = ("*.yml", "ansible.cfg", "playbooks/**/*", "roles/**/*", "library/**/*",
-         "module_utils/**/*", "filter_plugins/**/*", "action_plugins/**/*", "callback_plugins/**/*",
-         "catalog/**/*",
-         "inventories/**/*")
+         "module_utils/**/*", "filter_plugins/**/*", "lookup_plugins/**/*", "action_plugins/**/*",
+         "callback_plugins/**/*", "catalog/**/*", "inventories/**/*")
 # `_` is no border of a word to \b, and names like __role_in_molecule are what is looked for.
 TESTS = re.compile(
     r"(?<![a-z])(molecule|pytest|testinfra|unittest|monkeypatch|conftest|mock(?!er))"
@@ -35,8 +34,8 @@ def production_knows_no_tests(tree):
 def files_carry_the_licence(tree):
     """Every Python file says its licence in its first lines."""
     files = tree.files("library/**/*.py", "module_utils/**/*.py", "filter_plugins/**/*.py",
-                       "action_plugins/**/*.py", "callback_plugins/**/*.py", "roles/**/*.py",
-                       "tests/**/*.py",
+                       "lookup_plugins/**/*.py", "action_plugins/**/*.py",
+                       "callback_plugins/**/*.py", "roles/**/*.py", "tests/**/*.py",
                        "molecule/**/*.py", "docs/**/*.py")
     return ["%s: found no licence in the first two lines, wanted `%s`" % (file, LICENCE)
             for file in files if LICENCE not in tree.text(file).splitlines()[:2]]

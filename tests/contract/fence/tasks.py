@@ -61,7 +61,7 @@ def _assigned(tree, file, node):
         if task.is_a("include_vars"):
             given = task.args.get("file", "") if isinstance(task.args, dict) else task.args
             if not given.startswith(OWN_VARIABLES):
-                yield "include_vars", "what is in %s (a catalog is read with lookup('file'))" % (
+                yield "include_vars", "what is in %s (a catalog is read with lookup('catalog'))" % (
                     given or "a folder")
     # The variables of a role that is called are its options, not names of the caller; a play
     # gives them to all of its roles.
