@@ -27,6 +27,9 @@ from ansible.module_utils.firstlight import canary, processes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+WORK = "TASK [host_state : say | Say what there is to do and why]"
+MOST_TASKS = 25
+"""Tasks that a host on which there is nothing to do may meet."""
 
 
 class Demo:
@@ -134,10 +137,11 @@ def test_the_second_run_changes_nothing_and_checks_again(demo, remote_calls):
     checked = demo.file("last_check.json").stat().st_mtime_ns
     status, output = demo.make("demo", remote_calls.environment(demo.clone / "ansible.cfg"))
     assert status == 0, output
-    remote_calls.expect(role={
-        "deployment_plan": 2, "linker_cache": 1, "toolbelt": 1, "host_health": 1,
-        "endpoint_smoke": 1})
+    remote_calls.expect(role={"host_state": 1, "endpoint_smoke": 1})
     assert recap(output)["changed"] == 0
+    # Each costs a host as much as a small decision.
+    assert recap(output)["ok"] + recap(output)["skipped"] <= MOST_TASKS, output
+    assert WORK not in output
     assert (demo.pids(), demo.file("passport.json").read_bytes()) == before
     assert demo.file("last_check.json").stat().st_mtime_ns > checked
     assert json.loads(demo.file("last_check.json").read_text())["passed"] is True
@@ -148,6 +152,53 @@ def test_check_mode_after_the_run_reports_no_change(demo):
     assert status == 0, output
     assert recap(output)["changed"] == 0
     assert "demo on localhost: proven" in output
+
+
+def without_passport(demo):
+    demo.file("passport.json").unlink()
+
+
+def without_toolbelt(demo):
+    (demo.root / "venvs/toolbelt/firstlight.json").unlink()
+
+
+def with_another_program(demo):
+    [file] = (demo.root / "supervisor").rglob("*demo.conf")
+    file.write_text(file.read_text() + "; somebody was here\n")
+
+
+def with_a_change_half_done(demo):
+    (demo.root / "journal" / "endpoint-demo.json").write_text('{"entries": []}')
+
+
+def stopped(demo):
+    stop(demo)
+
+
+ENDPOINT = "inference_endpoint: demo is not as its plan wants it."
+
+
+@pytest.mark.parametrize(("harm", "told"), [
+    (without_passport, ENDPOINT),
+    (without_toolbelt, "toolbelt: its environment is not as its lock wants it."),
+    (with_another_program, ENDPOINT),
+    (with_a_change_half_done, ENDPOINT),
+    (stopped, ENDPOINT),
+])
+def test_what_is_not_as_it_should_be_is_found_and_brought_back(demo, harm, told):
+    harm(demo)
+    status, output = demo.make("demo")
+    assert status == 0, output
+    assert told in output.partition(WORK)[2].partition("TASK [")[0], output
+    assert recap(output)["changed"] > 0
+    assert demo.answers()[1] == canary.oracle()["completion"]
+
+
+def test_after_that_there_is_nothing_to_do(demo):
+    status, output = demo.make("demo")
+    assert status == 0, output
+    assert WORK not in output
+    assert recap(output)["changed"] == 0
 
 
 def playbook(demo, *arguments):
@@ -291,8 +342,7 @@ def test_a_model_of_a_hub_is_fetched_once_and_served_from_here(demo, own_hub, re
         assert recap(output)["changed"] == 0
         assert (demo.pids(), demo.file("passport.json").read_bytes()) == before
         remote_calls.expect(role={
-            "deployment_plan": 2, "linker_cache": 1, "network_access": 1, "toolbelt": 1,
-            "host_health": 1, "model_snapshot": 1, "endpoint_smoke": 1})
+            "host_state": 1, "network_access": 1, "model_snapshot": 1, "endpoint_smoke": 1})
         assert there.done() == asked
 
 
