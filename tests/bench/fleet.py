@@ -36,7 +36,8 @@ import ssh_hosts  # noqa: E402
 
 from ansible.module_utils.firstlight import canary  # noqa: E402
 
-PREFIX = "fl-bench-"
+# Two benches at once have hosts of their own.
+PREFIX = "fl-bench-%d-" % os.getpid()
 IMAGE = "firstlight-host:debian12"
 USUAL = REPOSITORY / "tests" / "bench" / "fleet" / "usual.yml"
 RESULTS = REPOSITORY / ".cache" / "bench-fleet.json"
@@ -69,7 +70,7 @@ class Bench:
     def __init__(self, checkout, image, folder):
         self.checkout, self.image, self.folder = checkout, image, folder
         self.kept = bool(image)
-        self.image = image or PREFIX + "provisioned:%d" % os.getpid()
+        self.image = image or PREFIX + "provisioned"
         self.fleet = ssh_hosts.SshHosts(folder, PREFIX)
         self.runs = 0
 
