@@ -52,6 +52,8 @@ IDLE_S = 15
 RECAP = re.compile(r"^(\S+) +: ok=\d+ +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", re.M)
 COLUMNS = "%-26s %5s %7s %11s %9s %9s %7s"
 # What is set beside ansible.cfg, for --options.
+# As ansible.cfg has it: a host that is frozen is given up.
+ALIVE = " -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
 OPTIONS = {
     "forks 5": {"ANSIBLE_FORKS": "5"},
     "forks 20": {"ANSIBLE_FORKS": "20"},
@@ -59,8 +61,9 @@ OPTIONS = {
     "strategy free": {"ANSIBLE_STRATEGY": "free"},
     "strategy host_pinned": {"ANSIBLE_STRATEGY": "ansible.builtin.host_pinned"},
     "ControlPersist 30 min": {"ANSIBLE_SSH_ARGS":
-                              "-C -o ControlMaster=auto -o ControlPersist=30m"},
-    "without compression": {"ANSIBLE_SSH_ARGS": "-o ControlMaster=auto -o ControlPersist=60s"},
+                              "-C -o ControlMaster=auto -o ControlPersist=30m" + ALIVE},
+    "without compression": {"ANSIBLE_SSH_ARGS":
+                            "-o ControlMaster=auto -o ControlPersist=60s" + ALIVE},
 }
 
 

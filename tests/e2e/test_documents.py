@@ -43,6 +43,7 @@ MINE = "inventories/mine"
 
 DEMO = "test_demo.py runs it, in a copy of its own"
 SUITE = "it is what runs this test, or one beside it"
+BENCH = "it takes a Docker engine and half an hour, and is no part of make test"
 HOSTS_DOCKER = "it changes the Docker engine of the machine, which is not this test's to restart"
 NOT_RUN = {
     "make demo": DEMO,
@@ -50,6 +51,9 @@ NOT_RUN = {
     "make .venv/ready": DEMO + " (`make demo` begins with it)",
     "make .venv-dev/ready": "the environment that this test runs in",
     "make test": SUITE,
+    "make bench-fleet": BENCH,
+    "python tests/bench/fleet.py --sizes 5 --runs 1": BENCH,
+    "python tests/bench/fleet.py --sizes 5 50 --options 20": BENCH,
     "pytest -q tests/contract/test_planner_catalogs.py tests/contract/test_catalog.py": SUITE,
     "pytest -q tests/unit/test_releases.py tests/unit/test_plan_cases.py": SUITE,
     "ansible-vault create inventories/mine/group_vars/all/vault.yml": "it asks for a password",

@@ -30,7 +30,7 @@ BEGINS = re.compile(r"INFO +\[?(\w+) \S+ (\w+)[\]:]+ Executing$")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 INTERRUPTS = (signal.SIGTERM, signal.SIGINT)
 # A scenario that takes longer hangs. They take minutes.
-LIMIT_S = 2700
+LIMIT_S = 1800
 # The longest first, so that none of them is left alone at the end.
 LONGEST = ("linker_cache", "site", "inference_endpoint", "endpoint_smoke", "model_snapshot",
            "prebuilt_wheel", "endpoint_profile")
@@ -55,6 +55,7 @@ class Scenario:
             errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True)
         late = threading.Timer(LIMIT_S, self.end)
+        late.daemon = True
         late.start()
         began, part = time.monotonic(), "start"
         for line in self.process.stdout:

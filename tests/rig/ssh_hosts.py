@@ -175,7 +175,8 @@ class SshHosts:
         output([
             "docker", "create", "--name", host.container, "--hostname", host.name,
             "--label", "firstlight.rig=" + LABELLED, "--stop-signal", "SIGRTMIN+3",
-            *("--env=%s=%s" % pair for pair in options["env"].items()),
+            # By name alone: a proxy may be named with its password.
+            *("--env=" + name for name in options["env"]),
             *("--cap-add=" + one for one in CAPABILITIES),
             "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
             "--cgroupns", "host", "--tmpfs", "/run", "--tmpfs", "/run/lock",
