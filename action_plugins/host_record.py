@@ -73,7 +73,10 @@ class ActionModule(ActionBase):
         wanted = {fleet_pages.passport_path(directory, host, one["name"]):
                   fleet_pages.as_json(one["passport"]) for one in plain["endpoints"]}
         try:
-            found = {one: _bytes(one) for one in {*wanted, *_passports(folder, given["complete"])}}
+            gone = _passports(folder, [
+                fleet_pages.passport_path(directory, host, one)
+                for one in fleet_report.endpoint_names(before)]) if given["complete"] else []
+            found = {one: _bytes(one) for one in {*wanted, *gone}}
             changes = {one: (found[one], wanted.get(one)) for one in sorted(found)
                        if found[one] != wanted.get(one)}
             was, now = fleet_report.identity(before), fleet_report.identity(record)
@@ -107,15 +110,30 @@ class ActionModule(ActionBase):
                 told["warnings"] = report["unread"]
         except fleet_pages.Unwritable as problem:
             return {"failed": True, "msg": str(problem)}
+        except OSError as problem:
+            return {"failed": True, "msg": str(fleet_pages.unwritable(directory, problem))}
         return {**told, "msg": "%s: %d hosts" % (
             os.path.join(directory, fleet_pages.PAGES[0]), len(known["hosts"]))}
 
 
-def _passports(folder, complete):
-    """The passports that are kept of a host, where what is not told of is no more."""
+def _passports(folder, named):
+    """The passports that are kept of a host: those that its record named, and what looks like one.
+
+    Anything else there was put there by somebody else, and is none of ours.
+    """
     kept = {name + ".json" for name in (fleet_pages.HOST, fleet_pages.RUN)}
-    return [os.path.join(folder, one) for one in (os.listdir(folder) if complete and os.path.isdir(
-        folder) else []) if one.endswith(".json") and one not in kept and not one.startswith(".")]
+    files = [os.path.join(folder, one) for one in (
+        os.listdir(folder) if os.path.isdir(folder) else [])
+        if one.endswith(".json") and one not in kept and not one.startswith(".")]
+    return [one for one in files if one in named or _is_passport(one)]
+
+
+def _is_passport(path):
+    try:
+        found = fleet_pages.read(path)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and {"schema", "endpoint", "plan"} <= set(found)
 
 
 def _bytes(path):

@@ -179,13 +179,22 @@ def read_all(directory: str) -> Data:
     for folder in _listed(directory):
         if folder == RUNS or not os.path.isdir(os.path.join(directory, folder)):
             continue
-        files = [one for one in _listed(os.path.join(directory, folder)) if one.endswith(".json")]
+        try:
+            listed = _listed(os.path.join(directory, folder))
+        except OSError as problem:
+            unread.append(_unread(os.path.join(directory, folder), problem))
+            continue
+        files = [one for one in listed if one.endswith(".json")]
         if files:
             found = {file[:-len(".json")]: content(folder, file) for file in files}
             told = {key: found.pop(key, None) for key in (HOST, RUN)}
             hosts[folder] = {**told, "passports": {
                 _endpoint_of(stem, one): one for stem, one in found.items()}}
     return {"run": content(RUNS, LAST), "hosts": hosts, "unread": unread}
+
+
+def _unread(path: str, problem: OSError) -> str:
+    return "%s cannot be read (%s)" % (path, problem.strerror or problem)
 
 
 def _endpoint_of(stem: str, passport: Any) -> str:
@@ -218,9 +227,18 @@ def keep_run(directory: str, run: Data, entries: Dict[str, Data]) -> Data:
                 folder = host_folder(directory, host)
                 told = content["hosts"].setdefault(
                     os.path.basename(folder), {HOST: None, RUN: None, "passports": {}})
+                earlier = told[RUN]
                 told[RUN] = fleet_report.run_record(
-                    host, entry, run, told[RUN], told[HOST], told["passports"])
-                write(os.path.join(folder, RUN + ".json"), as_json(told[RUN]))
+                    host, entry, run, earlier, told[HOST], told["passports"])
+                try:
+                    write(os.path.join(folder, RUN + ".json"), as_json(told[RUN]))
+                except PermissionError as problem:
+                    # The folder of one host stops no other's; nothing of it was kept either.
+                    content["unread"].append("%s cannot be written (%s)" % (
+                        folder, problem.strerror or problem))
+                    told[RUN] = fleet_report.run_record(
+                        host, dict(entry, recorded=False), run, earlier, told[HOST],
+                        told["passports"])
                 ran[host] = {key: told[RUN][key] for key in entry}
             content["run"] = {"schema": fleet_report.SCHEMA, "run": run, "hosts": ran}
             write(os.path.join(directory, RUNS, LAST), as_json(content["run"]))
@@ -252,7 +270,7 @@ def _make_pages(directory: str, content: Data) -> Data:
 def forget(directory: str, hosts: Iterable[str], check: bool) -> List[str]:
     """Remove what is kept of hosts; returns the folders that are, or would be, removed.
 
-    The pages, and the run, go with the last host.
+    The last run no longer has them. The pages, and the run, go with the last host.
 
     :raises Unwritable: something cannot be removed.
     """
@@ -263,16 +281,31 @@ def forget(directory: str, hosts: Iterable[str], check: bool) -> List[str]:
     try:
         for folder in folders:
             shutil.rmtree(folder)
-        if folders and not read_all(directory)["hosts"]:
-            for way in (*((page,) for page in PAGES), (RUNS, LAST)):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(directory, *way))
-            for way in ((RUNS,), ()):
-                with contextlib.suppress(OSError):
-                    os.rmdir(os.path.join(directory, *way))
+        if folders:
+            with alone(directory):
+                _forget_run(directory, folders)
     except OSError as problem:
         raise unwritable(directory, problem) from problem
     return folders
+
+
+def _forget_run(directory: str, folders: List[str]) -> None:
+    """Take hosts out of the last run; without any host the pages go, and the run."""
+    left = read_all(directory)
+    hosts = left["run"].get("hosts") if isinstance(left["run"], dict) else None
+    hosts = hosts if isinstance(hosts, dict) else {}
+    kept = {one: told for one, told in hosts.items()
+            if host_folder(directory, one) not in folders}
+    if len(kept) < len(hosts):
+        write(os.path.join(directory, RUNS, LAST), as_json(dict(left["run"], hosts=kept)))
+    if left["hosts"] or left["unread"]:
+        return
+    for way in (*((page,) for page in PAGES), (RUNS, LAST)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, *way))
+    for way in ((RUNS,), ()):
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.join(directory, *way))
 
 
 # The pages.

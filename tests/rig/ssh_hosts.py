@@ -250,5 +250,9 @@ class SshHosts:
             shutil.rmtree(self.control, ignore_errors=True)
         for name in names or list(self.hosts):
             host = self.hosts.pop(name)
-            subprocess.run(["docker", "rm", "--force", "--volumes", host.container],
-                           capture_output=True, timeout=120)
+            done = subprocess.run(["docker", "rm", "--force", "--volumes", host.container],
+                                  text=True, capture_output=True, timeout=120)
+            if done.returncode:
+                # The others go all the same.
+                print("ssh_hosts: %s is left: %s" % (host.container, done.stderr.strip()),
+                      file=sys.stderr)

@@ -101,6 +101,67 @@ def test_a_host_that_was_not_in_the_last_run_has_its_age():
     assert [one["name"] for one in never["endpoints"]] == ["chat"]
 
 
+def after(entries, facts, passport):
+    """The last ``run.json`` after runs: what became of each, and what it kept."""
+    kept = None
+    for number, (entry, host) in enumerate(entries):
+        kept = fleet_report.run_record("gpu", entry, dict(RUN, id=str(number), ended=THEN), kept,
+                                       host, {"chat": passport})
+    return kept
+
+
+UNREACHABLE = dict(FAILED, state="unreachable", reason="it does not answer")
+ENDED = {"state": "ended", "recorded": False}
+
+
+@pytest.mark.parametrize(("between", "wanted", "brief"), [
+    ([], "proven", ""),
+    ([FAILED], "failed", "Bad: 0 B"),
+    # It stands until all endpoints are asked.
+    ([FAILED, "benchmark"], "failed", "Bad: 0 B"),
+    ([FAILED, OK], "proven", ""),
+    # It has answered since.
+    ([UNREACHABLE], "not_proven", "it does not answer"),
+    ([ENDED], "not_proven", "the host was not proven"),
+    ([dict(FAILED, recorded=True)], "failed", "Bad: 0 B"),
+])
+def test_a_run_that_asks_no_endpoint_proves_none(between, wanted, brief):
+    facts, passport = served()
+    first = record(passport, facts)
+    unasked = record(passport, None, before=first, verdicts=[], health={}, complete=False)
+    assert (first["asked"], unasked["asked"]) == (["chat"], [])
+    before = after([(OK, first), *(
+        (OK, unasked) if one == "benchmark" else (one, first) for one in between)],
+        facts, passport)
+    host = only(content(unasked, OK, passport, before=before))
+    assert (host["state"], host["was"], host["brief"]) == (wanted, wanted, brief)
+    assert [one["state"] for one in host["endpoints"]] == ["earlier"]
+    assert (host["stage"], THEN in host["reason"]) == (
+        "toolbelt" if between and between[0].get("stage") and wanted != "proven" else "",
+        wanted != "proven")
+    # A run that asks it heals it.
+    healed = only(content(first, OK, passport, before=after(
+        [(OK, first), (FAILED, first), (OK, unasked)], facts, passport)))
+    assert (healed["state"], healed["reason"]) == ("proven", "")
+    assert [one["state"] for one in healed["endpoints"]] == ["proven"]
+
+
+def test_what_was_kept_without_who_was_asked_was_asked():
+    facts, passport = served()
+    old = {key: value for key, value in record(passport, facts).items() if key != "asked"}
+    host = only(content(old, OK, passport, before=after([(FAILED, old)], facts, passport)))
+    assert (host["state"], host["endpoints"][0]["state"]) == ("proven", "proven")
+
+
+def test_a_login_in_an_address_is_not_kept():
+    # The end of what is kept is within the login.
+    long = "x" * (fleet_report.LINES - 20) + "http://ann:hunter2@proxy.example.org"
+    for reason in ("no way to https://ann:hunter2@proxy.example.org:3128/", long):
+        ran = fleet_report.run_record("gpu", dict(FAILED, reason=reason), RUN, None, None, {})
+        assert "ann" not in ran["reason"]
+        assert "http" in ran["reason"]
+
+
 def test_totals_count_and_hosts_come_in_the_order_of_need(tmp_path):
     report = report_fleet.small(tmp_path)
     assert [one["state"] for one in report["hosts"]] == [
@@ -250,6 +311,22 @@ def test_after_a_failure_the_next_run_compares_with_what_was_last_seen():
     facts["driver"]["version"] = "600"
     told = drift_of(failed, record(passport, facts), passport)
     assert told == {"state": ("failed", "proven"), "driver": ("580.159.04", "600")}
+
+
+def test_after_a_first_run_that_failed_only_the_state_has_changed():
+    facts, passport = served()
+    failed = fleet_report.run_record("gpu", FAILED, dict(RUN, id="0"), None, None, {})
+    assert drift_of(failed, record(passport, facts, [HOT]), passport) == {
+        "state": ("failed", "proven")}
+
+
+def test_an_endpoint_that_is_no_more_makes_a_host_no_worse():
+    facts, passport = served()
+    one = fleet_report.run_record(
+        "gpu", OK, dict(RUN, id="0"), None, record(passport, facts), {"chat": passport})
+    told = only(content(record(None, facts), OK, before=one))["drift"]
+    assert {(change["what"], change["good"]) for change in told} == {
+        ("state", "neither"), ("endpoint", "neither")}
 
 
 def drift_of(before, host, passport):

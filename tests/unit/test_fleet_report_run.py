@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 
 import pytest
 import report_fleet
@@ -228,6 +229,88 @@ def test_an_endpoint_that_is_no_more_goes_where_all_are_told(fleet):
     assert recap(output, "good") == 1
     assert not (fleet.reports / "good" / "chat.json").exists()
     assert fleet.states() == {"good": "idle"}
+
+
+def test_what_somebody_else_put_there_stays(fleet):
+    fleet.play(hosts=["good"])
+    folder = fleet.reports / "good"
+    strange = {"notes.json": '{"schema": 1, "by": "ann"}', "broken.json": "{", "list.json": "[]"}
+    for name, text in strange.items():
+        (folder / name).write_text(text)
+    (folder / "chat.json").write_text("{")  # its record names it
+    (folder / "left.json").write_text(json.dumps(dict(fleet.passport, endpoint="left")))
+    fleet.play(hosts=["good"], endpoints=[], verdicts=[])
+    assert {one.name for one in folder.iterdir()} == {"host.json", "run.json", *strange}
+
+
+def test_a_run_that_asks_nothing_leaves_a_failed_host_failed(fleet):
+    fleet.play(hosts=["good", "other"])
+    failing = fleet.folder / "failing.yml"
+    failing.write_text(PLAY.replace("== 'bad'", "== 'good'"))
+    fleet.play(hosts=["good", "other"], playbook=failing)
+    assert fleet.states() == {"good": "failed", "other": "proven"}
+    for _again in range(2):
+        fleet.play(hosts=["good", "other"], verdicts=[], host_report_complete=False)
+        assert fleet.states() == {"good": "failed", "other": "proven"}
+    hosts = {one["name"]: one for one in fleet.read("report.json")["hosts"]}
+    assert (hosts["good"]["stage"], hosts["good"]["brief"]) == ("The play", "it is bad")
+    assert {one["state"] for host in hosts.values() for one in host["endpoints"]} == {"earlier"}
+
+
+def test_the_last_run_no_longer_counts_who_is_forgotten(tmp_path):
+    fleet_pages.keep_run(
+        str(tmp_path), report_fleet.run(1, report_fleet.BEFORE, report_fleet.NOW),
+        {host: report_fleet.entry("failed", "toolbelt", "", "no") for host in ("a/b", "stays")})
+    fleet_pages.forget(str(tmp_path), ["a/b"], True)
+    assert fleet_pages.make_pages(str(tmp_path))["run"]["hosts"] == 2
+    fleet_pages.forget(str(tmp_path), ["a/b"], False)
+    assert fleet_pages.make_pages(str(tmp_path))["run"]["hosts"] == 1
+
+
+def test_a_folder_of_one_host_that_cannot_be_read_stops_no_other(tmp_path, monkeypatch):
+    for host in ("good", "closed"):
+        fleet_pages.write(str(tmp_path / host / "host.json"), b"{}")
+    listed, made = os.listdir, fleet_pages.tempfile.mkstemp
+
+    # As root, who may run the tests, nothing is closed.
+    def refuse(path):
+        if pathlib.Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+
+    def make(**where):
+        refuse(where["dir"])
+        return made(**where)
+
+    monkeypatch.setattr(os, "listdir", lambda path: refuse(path) or listed(path))
+    monkeypatch.setattr(fleet_pages.tempfile, "mkstemp", make)
+    report = fleet_pages.make_pages(str(tmp_path))
+    assert [one["name"] for one in report["hosts"]] == ["good"]
+    [unread] = report["unread"]
+    assert "closed cannot be read (Permission denied)" in unread
+    report = fleet_pages.keep_run(
+        str(tmp_path), report_fleet.run(1, report_fleet.BEFORE, report_fleet.NOW),
+        {host: report_fleet.entry("ok") for host in ("good", "closed")})
+    assert {one["name"]: one["state"] for one in report["hosts"]} == {
+        "closed": "not_proven", "good": "idle"}
+    assert any("closed cannot be written" in one for one in report["unread"])
+    # Hosts are left, so the pages are.
+    assert fleet_pages.forget(str(tmp_path), ["good"], False) == [str(tmp_path / "good")]
+    assert (tmp_path / "index.html").exists()
+    assert fleet_pages.make_pages(str(tmp_path))["run"]["hosts"] == 1
+
+
+@pytest.mark.parametrize(("said", "wanted"), [
+    ("", "skipped"), ("false", "skipped"), ("true", "error")])
+def test_the_page_is_looked_at_in_ci_or_ci_fails(tmp_path, said, wanted):
+    clean = {key: value for key, value in os.environ.items()
+             if key not in ("FIRSTLIGHT_TEST_CHROMIUM", "CI") and not key.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+         str(ROOT / "tests/browser/test_report_page.py"), "-k", "what_hosts_say"],
+        cwd=ROOT, env={**clean, "PATH": str(tmp_path), "CI": said}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=120, check=False)
+    assert "1 %s" % wanted in done.stdout, done.stdout
+    assert (done.returncode == 0) is (wanted == "skipped")
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning_and_fails_nothing(fleet):

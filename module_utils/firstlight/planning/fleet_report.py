@@ -12,7 +12,9 @@ import calendar
 import math
 import re
 import time
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+
+from .network import without_login
 
 Data = Dict[str, Any]
 
@@ -61,7 +63,7 @@ def host_record(host: str, given: Data, before: Any, now: str) -> Data:
     old = _dict(before)
     kept = _dict(old.get("verdicts"))
     verdicts = {_text(_dict(one).get("url")): _dict(one) for one in _list(given.get("verdicts"))}
-    endpoints, judged = [], {}
+    endpoints, judged, asked = [], {}, []
     for one in map(_dict, _list(given.get("endpoints"))):
         name, passport = _text(one.get("name")), _dict(one.get("passport"))
         plan = _dict(passport.get("plan"))
@@ -70,6 +72,7 @@ def host_record(host: str, given: Data, before: Any, now: str) -> Data:
         endpoints.append(name)
         if said:
             judged[name] = _verdict(said, plan, now)
+            asked.append(name)
         elif earlier and earlier.get("plan") == plan.get("hash"):
             judged[name] = earlier
         else:
@@ -77,7 +80,7 @@ def host_record(host: str, given: Data, before: Any, now: str) -> Data:
             judged[name] = _verdict(
                 dict(_dict(passport.get("smoke")), passed=True), plan, passport.get("written"))
     if not given.get("complete"):
-        more = [_text(one) for one in _list(old.get("endpoints"))]
+        more = endpoint_names(old)
         judged = {**{name: kept[name] for name in more if name in kept}, **judged}
         endpoints += [one for one in more if one not in endpoints]
     health = _dict(given.get("health"))
@@ -85,6 +88,8 @@ def host_record(host: str, given: Data, before: Any, now: str) -> Data:
         "schema": SCHEMA, "host": host, "at": now,
         "root": _text(given.get("root")),
         "endpoints": sorted(endpoints),
+        # Not all that are told of were asked: a benchmark asks none.
+        "asked": sorted(asked),
         "facts": _facts(_dict(given.get("facts"))) or _dict(old.get("facts")),
         "health": {
             "verdict": _text(health.get("verdict")),
@@ -97,6 +102,11 @@ def host_record(host: str, given: Data, before: Any, now: str) -> Data:
 def identity(record: Any) -> Data:
     """What of a record is the host's own; the rest is how it was found when it was looked at."""
     return {key: _dict(record).get(key) for key in ("root", "endpoints", "facts")}
+
+
+def endpoint_names(record: Any) -> List[str]:
+    """The endpoints that a record names."""
+    return [_text(one) for one in _list(_dict(record).get("endpoints"))]
 
 
 def _verdict(said: Data, plan: Data, at: Any) -> Data:
@@ -150,13 +160,18 @@ def run_record(host: str, entry: Data, run: Data, before: Any, record: Any,
     old = _dict(before)
     earlier = _dict(old.get("now"))
     told = _entry(entry)
+    asked = _asked(record, told["recorded"])
+    endpoints = _endpoints(_dict(record), _dict(passports), asked)
+    standing = _standing(old) if told["recorded"] and not all(
+        asked(one["name"]) for one in endpoints) else {}
     if told["recorded"]:
         now = _snapshot(_dict(record), _dict(passports))
     else:
         now = {key: value for key, value in earlier.items() if key != "state"}
-    now["state"] = _state(told, _endpoints(_dict(record), _dict(passports), told["recorded"]))
+    now["state"] = _state(told, endpoints, standing)
     at = _text(_dict(old.get("run")).get("ended"))
     return {"schema": SCHEMA, "host": host, "run": run, **told, "now": now,
+            "standing": standing or None,
             "before": dict(earlier, at=at) if earlier else None}
 
 
@@ -168,20 +183,58 @@ def _entry(entry: Any) -> Data:
         "recorded": told.get("recorded") is True,
         "stage": _text(told.get("stage")),
         "task": _text(told.get("task")),
-        "reason": _text(told.get("reason"), LINES),
+        "reason": _reason(told.get("reason")),
         "stages": [{"name": _text(one.get("name")), "seconds": _number(one.get("seconds")) or 0}
                    for one in map(_dict, _list(told.get("stages")))],
     }
 
 
-def _state(entry: Data, endpoints: List[Data]) -> str:
+def _reason(told: Any) -> str:
+    """Why something failed. Everybody may read the files: no address keeps its login."""
+    return _text(without_login(told) if isinstance(told, str) else told, LINES)
+
+
+def _asked(record: Any, recorded: bool) -> Callable[[str], bool]:
+    """Whether the run that wrote a record asked an endpoint; records without it asked all."""
+    asked = _dict(record).get("asked")
+    names = set(map(_text, _list(asked)))
+    return lambda name: recorded and (not isinstance(asked, list) or name in names)
+
+
+def _standing(old: Data) -> Data:
+    """What an earlier run found wrong with a host, and no verdict of an endpoint tells.
+
+    It stands until a run asks all endpoints: a host fails before its verdicts are kept. One that
+    did not answer then has answered since, so that it is no more than not proven.
+    """
+    if not old:
+        return {}
+    entry = _entry(old)
+    if entry["recorded"] and entry["state"] not in ("failed", "unreachable"):
+        return _kept_standing(old.get("standing"))
+    return {"at": _text(_dict(old.get("run")).get("ended")),
+            "state": "failed" if entry["state"] == "failed" else "not_proven",
+            **{key: entry[key] for key in ("stage", "task", "reason")}}
+
+
+def _kept_standing(kept: Any) -> Data:
+    told = _dict(kept)
+    return {"at": _text(told.get("at")),
+            "state": "failed" if told.get("state") == "failed" else "not_proven",
+            "stage": _text(told.get("stage")), "task": _text(told.get("task")),
+            "reason": _reason(told.get("reason"))} if told else {}
+
+
+def _state(entry: Data, endpoints: List[Data], standing: Data) -> str:
     if entry["state"] in ("failed", "unreachable"):
         return str(entry["state"])
     if not entry["recorded"]:
         return "not_proven"
     if not endpoints:
         return "idle"
-    return "proven" if all(one["state"] == "proven" for one in endpoints) else "not_proven"
+    # What was proven earlier is proven, unless something was wrong since.
+    found = ["not_proven" if one["state"] == "not_proven" else "proven" for one in endpoints]
+    return min(found + ([str(standing["state"])] if standing else []), key=STATES.index)
 
 
 def _snapshot(record: Data, passports: Data) -> Data:
@@ -200,7 +253,7 @@ def _snapshot(record: Data, passports: Data) -> Data:
             "revision": one["model"]["revision"],
             "memory_bytes": _seen_bytes(one["memory"]),
             "tokens_per_second": one["figures"].get("tokens_per_second"),
-        } for one in _endpoints(record, passports, True)},
+        } for one in _endpoints(record, passports, _asked(record, True))},
         "findings": [[one["id"], one["subject"], one["severity"]]
                      for one in _all_findings(record, passports)],
     }
@@ -214,7 +267,7 @@ def _seen_bytes(memory: Data) -> Any:
 
 def _all_findings(record: Data, passports: Data) -> List[Data]:
     found = _findings(_dict(record.get("health")).get("findings"))
-    for one in _endpoints(record, passports, True):
+    for one in _endpoints(record, passports, _asked(record, True)):
         found += one["findings"]
     return found
 
@@ -279,14 +332,21 @@ def _host(folder: str, told: Data, last: Optional[Data], now: str) -> Data:
     passports = _dict(told.get("passports"))
     entry, of_run = _entry(kept), _dict(kept.get("run"))
     in_last = bool(last and kept and _text(of_run.get("id")) == last["id"])
-    endpoints = _endpoints(record, passports, in_last and entry["recorded"])
-    was = _state(entry, _endpoints(record, passports, entry["recorded"])) if kept else ""
+    endpoints = _endpoints(record, passports, _asked(record, in_last and entry["recorded"]))
+    standing = _kept_standing(kept.get("standing")) if entry["recorded"] else {}
+    was = _state(entry, _endpoints(
+        record, passports, _asked(record, entry["recorded"])), standing) if kept else ""
     seen = max(_text(of_run.get("ended")), _text(record.get("at")))
     seen = seen or max((one["written"] for one in endpoints), default="")
     steps, total = _steps(entry["stages"])
     reason = entry["reason"] or (
         "the run ended before it was through with this host"
         if in_last and entry["state"] == "ended" and not entry["recorded"] else "")
+    where = entry
+    if standing and entry["state"] not in ("failed", "unreachable"):
+        where = standing
+        reason = "%s\n(found by the run of %s; no run has asked every endpoint since)" % (
+            standing["reason"] or "the host was not proven", standing["at"] or "an unknown time")
     return {
         "name": _text(record.get("host")) or _text(kept.get("host")) or _text(folder),
         "folder": _text(folder),
@@ -296,7 +356,7 @@ def _host(folder: str, told: Data, last: Optional[Data], now: str) -> Data:
         "seen": seen,
         "age_s": seconds_between(seen, now),
         "changed": entry["state"] == "changed",
-        "stage": entry["stage"], "task": entry["task"],
+        "stage": where["stage"], "task": where["task"],
         "reason": reason, "brief": _brief(reason),
         "seconds": round(total, 3),
         "stages": steps,
@@ -350,12 +410,12 @@ def _kept_facts(facts: Data) -> Data:
 # An endpoint.
 
 
-def _endpoints(record: Data, passports: Data, asked: bool) -> List[Data]:
+def _endpoints(record: Data, passports: Data, asked: Callable[[str], bool]) -> List[Data]:
     """The endpoints of a host; without a record, those that there are passports of."""
     names = [_text(one) for one in _list(record.get("endpoints"))] if record else [
         _text(one) for one in list(passports)[:ITEMS]]
     verdicts = _dict(record.get("verdicts"))
-    return [_endpoint(name, _dict(passports.get(name)), _dict(verdicts.get(name)), asked)
+    return [_endpoint(name, _dict(passports.get(name)), _dict(verdicts.get(name)), asked(name))
             for name in sorted(set(names), key=natural)]
 
 
@@ -507,8 +567,13 @@ def drift(before: Any, now: Any) -> List[Data]:
     if old.get("state") != new.get("state"):
         rank = [STATES.index(one) if one in STATES else 0
                 for one in (str(old.get("state")), str(new.get("state")))]
-        told.append(_drifted("state", "host", _spoken(old.get("state")), _spoken(new.get("state")),
-                             "better" if rank[1] > rank[0] else "worse"))
+        # A host without endpoints is one by decision: no loss.
+        good = ("better" if rank[1] > rank[0] else
+                "neither" if new.get("state") == "idle" else "worse")
+        told.append(_drifted(
+            "state", "host", _spoken(old.get("state")), _spoken(new.get("state")), good))
+    if "driver" not in old or "driver" not in new:
+        return told  # one of them failed before anything was seen
     for key in ("driver", "kernel"):
         if _text(old.get(key)) != _text(new.get(key)):
             told.append(_drifted(key, "host", _text(old.get(key)), _text(new.get(key))))
