@@ -42,7 +42,8 @@ PRINTED = {
 SHARED = {
     "firstlight_max_fail_percentage":
         "The share of a batch of hosts (C(firstlight_serial)), in percent, that may fail. Where "
-        "more do, the run ends there, for the others of the batch too; 100, the default, is never.",
+        "more do, the run ends there, for the others of the batch too; 100, the default, is never. "
+        "Where all hosts of a batch fail, the run ends, whatever this says.",
     "firstlight_offline": "Whether nothing may go out: what a host has is all there is.",
     "firstlight_root":
         "Where everything of ours lies on a host. By default C(/var/lib/firstlight) for root, "
@@ -212,6 +213,20 @@ def flat(tasks, tags=()):
             yield made
 
 
+def _with_included(tasks, folder):
+    """Tasks of a play, and in the place of each file that it includes what is in that."""
+    for task in tasks:
+        asked = task.get("ansible.builtin.include_tasks")
+        if asked is None:
+            yield task
+            continue
+        asked = {"file": asked} if isinstance(asked, str) else asked
+        inherited = asked.get("apply", {}).get("tags", [])
+        for one in yaml.safe_load((folder / asked["file"]).read_text(encoding="utf-8")):
+            yield dict(one, name=one["name"].partition(" | ")[2],
+                       tags=[*inherited, *one.get("tags", [])])
+
+
 def playbooks():
     """Every playbook: ``{name: {about, hosts, steps}}``, a step being a role's turn.
 
@@ -229,7 +244,7 @@ def playbooks():
                 "steps": [], "variables": set(re.findall(r"\bfirstlight_[a-z_]+\b", text))}
         for play in yaml.safe_load(text):
             made["hosts"].append(play["hosts"])
-            for task in flat(play["tasks"]):
+            for task in flat(_with_included(play["tasks"], path.parent)):
                 if "role" not in task:
                     continue
                 tags, roles = inside(task["role"], task["file"])

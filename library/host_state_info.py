@@ -13,7 +13,8 @@ description:
     C(linker_cache) finds in check mode, what environments lack, and which changes were left half
     done.
   - What one of them cannot read is C(null) with the reason in RV(unread), and keeps no other from
-    being read. Only what serves must be readable.
+    being read. What serves, the models and the facts must be readable; it fails with the reasons of
+    all that is not.
 options:
   root:
     description: C(firstlight_root). Empty means the default of this user.
@@ -139,7 +140,9 @@ library_path:
   returned: always
   type: dict
 environments:
-  description: The steps that would bring each of O(environments); none where it is as wanted.
+  description:
+    - The steps that would bring each of O(environments); none where it is as wanted. C(null) where
+      it cannot be told.
   returned: always
   type: dict
   sample: {toolbelt: [create, install, place, mark]}
@@ -151,7 +154,9 @@ containers:
   returned: always
   type: dict
 half_done:
-  description: Names of changes that are under way, or were ended in the middle.
+  description:
+    - Names of changes that are under way, or were ended in the middle; C(null) where it cannot be
+      told.
   returned: always
   type: list
   elements: str
@@ -189,6 +194,8 @@ from ansible.module_utils.firstlight.host import facts
 from ansible.module_utils.firstlight.host.reading import Reader
 
 SYSTEM_ROOT = "/"
+NEEDED = ("endpoints", "models", "gpu_host")
+"""What no role can do without."""
 NAMES = {"type": "list", "elements": "str", "default": []}
 SPEC = {
     **host_endpoints.SPEC,
@@ -204,32 +211,42 @@ SPEC = {
 
 
 def observe(params, system_root):
-    """Everything, as one dict, and the facts."""
+    """Everything as one dict, and the facts; ``None`` with its reason in ``unread`` is unknown."""
     root, unread = paths.root(params["root"]), {}
+
+    def read(key, look, *given):
+        try:
+            return look(*given)
+        except OSError as problem:
+            unread[key] = _why(problem, root)
+            return None
+
     found = {
-        "endpoints": host_endpoints.observe(root, params["ports"], params["libraries"]),
-        "models": _models(params),
-        "library_path": None,
-        "environments": {
-            name: _steps(os.path.join(root, "venvs", name), lock)
-            for name, lock in params["environments"].items()},
-        "half_done": transaction.left(os.path.join(root, "journal")),
+        "endpoints": read("endpoints", host_endpoints.observe, root, params["ports"],
+                          params["libraries"]),
+        "models": read("models", _models, params),
+        "library_path": read("library_path", library_steps.told, params, system_root),
+        "environments": read("environments", _environments, root, params["environments"]),
+        "half_done": read("half_done", transaction.left, os.path.join(root, "journal")),
+        "containers": None,
         "unread": unread,
     }
-    try:
-        found["library_path"] = library_steps.told(params, system_root)
-    except OSError as problem:
-        unread["library_path"] = "%s: %s" % (problem.filename, problem.strerror)
     catalog = {key: params[key] for key in facts.SPEC}
-    gathered = facts.observe(root, system_root, catalog)[0]
-    plans = [one["passport"]["plan"] for one in found["endpoints"]["endpoints"].values()
-             if one["passport"]]
-    # Passports are files, which anybody may have written.
-    images = {plan["image"] for plan in plans if plan.get("runtime") == "docker"
-              and isinstance(plan.get("image"), str)}
-    found["containers"] = _containers(params, system_root, images, bool(gathered["devices"]),
-                                      unread) if images else None
+    gathered = read("gpu_host", lambda: facts.observe(root, system_root, catalog)[0])
+    if not set(NEEDED) & set(unread):
+        plans = [one["passport"]["plan"] for one in found["endpoints"]["endpoints"].values()
+                 if one["passport"]]
+        # Passports are files, which anybody may have written.
+        images = {plan["image"] for plan in plans if plan.get("runtime") == "docker"
+                  and isinstance(plan.get("image"), str)}
+        if images:
+            found["containers"] = read("containers", _containers, params, system_root, images,
+                                       bool(gathered["devices"]), unread)
     return found, gathered
+
+
+def _why(problem, root):
+    return "%s: %s" % (problem.filename or root, problem.strerror or problem)
 
 
 def _containers(params, system_root, images, inside, unread):
@@ -239,21 +256,23 @@ def _containers(params, system_root, images, inside, unread):
     from ansible.module_utils.firstlight.planning import container_runtime, reload_guard
 
     try:
-        found = docker_steps.told(docker_steps.observe(Reader(system_root), {
+        steps = docker_steps.observe(Reader(system_root), {
             "needs": params["docker_needs"], "defaults": params["docker_defaults"],
             "consent": params["docker_consent"],
             # By which of its names it is looked for, the role knows.
             "images": sorted({form(image) for image in images for form in (
                 container_runtime.without_digest, container_runtime.without_tag)}),
-        }))
+        })
+        # What is refused has no changes: it would look like a daemon that is as wanted.
+        if steps.decided.refusals:
+            raise docker_steps.NotChanged(steps.decided.refusals)
+        found = docker_steps.told(steps)
         found["lost"] = reload_guard.lost(gpu_containers.read(
             docker_api.Api(timeout_s=gpu_containers.TIMEOUT_S), True)["containers"]) \
             if inside else []
         return found
     except (docker_api.Away, docker_api.Refused, docker_steps.NotChanged) as problem:
         unread["containers"] = str(problem)
-    except OSError as problem:
-        unread["containers"] = "%s: %s" % (problem.filename, problem.strerror)
     return None
 
 
@@ -265,6 +284,10 @@ def _models(params):
 
     models, findings = model_asked.observe(params)
     return {"models": models, "findings": findings}
+
+
+def _environments(root, locks):
+    return {name: _steps(os.path.join(root, "venvs", name), lock) for name, lock in locks.items()}
 
 
 def _steps(path, lock):
@@ -280,8 +303,9 @@ def main():
         found, gathered = observe(module.params, SYSTEM_ROOT)
     except services.ServiceError as problem:
         module.fail_json(msg="The service manager cannot be read: %s" % problem)
-    except OSError as problem:
-        module.fail_json(msg="%s: %s" % (problem.filename, problem.strerror))
+    missing = [found["unread"][key] for key in NEEDED if key in found["unread"]]
+    if missing:
+        module.fail_json(msg="\n".join(missing), unread=found["unread"])
     module.exit_json(
         changed=False, ansible_facts={"gpu_host": gathered},
         elapsed_s=round(time.monotonic() - started, 4), **found)

@@ -50,13 +50,16 @@ def options() -> Options:
     :raises yaml.YAMLError: it is no YAML.
     """
     if not _known:
+        found: Options = {}
         for role in sorted(os.listdir(FOLDER)):
             path = os.path.join(FOLDER, role, "meta", "argument_specs.yml")
             if os.path.exists(path):
                 with open(path, encoding="utf-8") as file:
                     specs = yaml.load(file, LOADER)["argument_specs"]
                 for spec in specs.values():
-                    _known.update(spec.get("options") or {})
+                    found.update(spec.get("options") or {})
+        # Only whole: the next who asks would take a part for all of it.
+        _known.update(found)
     return _known
 
 

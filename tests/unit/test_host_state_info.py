@@ -23,7 +23,10 @@ from ansible.module_utils.firstlight import (
     docker_api,
     host_endpoints,
     library_steps,
+    model_asked,
+    python_venv,
     services,
+    transaction,
 )
 from ansible.module_utils.firstlight.transaction import Transaction
 
@@ -102,6 +105,30 @@ def test_what_cannot_be_read_is_null_with_its_reason(look, monkeypatch):
     assert seen["unread"] == {"library_path": "/etc/ld.so.conf.d: Permission denied"}
 
 
+def test_what_cannot_be_read_hides_nothing_else(look, monkeypatch, host):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied", "/state")
+
+    def strange(*_):
+        raise OSError("no such thing")
+
+    monkeypatch.setattr(python_venv, "observe", denied)
+    monkeypatch.setattr(transaction, "left", strange)
+    seen = look(environments={"toolbelt": LOCK})
+    assert (seen["environments"], seen["half_done"]) == (None, None)
+    assert seen["unread"] == {"environments": "/state: Permission denied",
+                              "half_done": "%s: no such thing" % host.root}
+    assert seen["library_path"] is not None
+    assert seen["ansible_facts"]["gpu_host"]["cpu"]
+    # Of what no role can do without, all reasons are told at once.
+    monkeypatch.setattr(host_endpoints, "observe", denied)
+    monkeypatch.setattr(model_asked, "observe", strange)
+    failed = look(paths=["/none.gguf"])
+    assert failed["failed"]
+    assert failed["msg"] == "/state: Permission denied\n%s: no such thing" % host.root
+    assert set(failed["unread"]) == {"endpoints", "models", "half_done"}
+
+
 @pytest.mark.parametrize("problem", [
     services.ServiceError("no answer"), PermissionError(13, "Permission denied", "/state")])
 def test_what_serves_must_be_readable(look, run_module, monkeypatch, host, problem):
@@ -137,6 +164,20 @@ def test_of_an_endpoint_in_a_container_the_engine_is_read_too(look, in_a_contain
     assert there["how"] == "reload"
     assert there["changes"] == ['registry-mirrors: need ["https://mirror.example.org"]']
     assert there["lost"] == []
+    assert look()["containers"]["how"] == ""
+
+
+def test_settings_that_are_refused_are_told(look, in_a_container, monkeypatch):
+    from ansible.module_utils.firstlight.host import docker_engine
+    seen = docker_engine.observe
+
+    def with_flags(*given):
+        return {**seen(*given), "words": ["dockerd", "--registry-mirror=https://a.example.org"]}
+
+    monkeypatch.setattr(docker_engine, "observe", with_flags)
+    seen_here = look(docker_needs={"registry-mirrors": ["https://mirror.example.org"]})
+    assert seen_here["containers"] is None
+    assert "registry-mirrors" in seen_here["unread"]["containers"]
     assert look()["containers"]["how"] == ""
 
 

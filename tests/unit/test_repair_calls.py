@@ -167,6 +167,55 @@ def test_hosts_that_do_not_answer_stand_in_the_table(repository, tmp_path):
 
 
 @pytest.fixture
+def batch(repository, tmp_path):
+    """Play site.yml on two hosts, both this machine, one after the other, and change nothing."""
+    def run(*options, first=(), second=(), **variables):
+        here = {"ansible_connection": "local",
+                "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+        inventory = tmp_path / "hosts.yml"
+        inventory.write_text(json.dumps({"all": {"hosts": {
+            "first.example.org": dict(here, **dict(first)),
+            "second.example.org": dict(here, **dict(second))}}}))
+        return play(repository, tmp_path, "site.yml", "--check", "--inventory", str(inventory),
+                    "--limit", "*.example.org", *options, **variables)
+
+    return run
+
+
+GONE = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+
+
+def test_a_host_whose_batch_has_not_begun_is_no_reproach(batch, tmp_path):
+    file = tmp_path / "doctor.json"
+    status, output = batch(firstlight_serial=1, host_health_strict=True,
+                           host_health_json=str(file))
+    assert status == 0, output
+    assert list(json.loads(file.read_text())) == ["first.example.org", "second.example.org"]
+
+
+def test_a_host_that_is_lost_is_one_wherever_it_stands_in_its_batch(batch, tmp_path):
+    file = tmp_path / "doctor.json"
+    status, output = batch(second=GONE, host_health_strict=True, host_health_json=str(file))
+    assert status != 0
+    assert "1 of 2 hosts are not well." in output
+    assert json.loads(file.read_text())["second.example.org"]["verdict"] == "unknown"
+
+
+def test_what_the_site_sets_itself_may_stand_in_an_inventory(batch):
+    """Playbooks beside it take these options: an inventory has them for those."""
+    status, output = batch(first={
+        "host_health_root": "/srv/firstlight", "network_access_root": "/srv/firstlight",
+        "linker_cache_root": "/srv/firstlight", "host_report_root": "/srv/firstlight",
+        "host_tuning_remedies": [], "deployment_plan_facts": {}})
+    assert status == 0, output
+    # What it does not set is judged as ever.
+    status, output = batch(first={"host_health_pythons": 5.5, "host_health_root": "/srv/firstlight",
+                                  "host_health_strict": "rather"})
+    assert status != 0
+    assert "host_health_strict" in output
+
+
+@pytest.fixture
 def with_facts(repository, tmp_path):
     """Has playbooks find what is given beside the facts of this machine; returns the options."""
     def change(**facts):

@@ -63,6 +63,8 @@ def test_a_changed_endpoint_that_is_half_done_is_the_endpoints_own():
     (["endpoints", "python", "venv"], False, "toolbelt", "cannot make virtual environments"),
     (["half_done"], ["linker_cache"], "linker_cache", "ended in the middle"),
     (["half_done"], ["network"], "network", "ended in the middle"),
+    (["half_done"], None, "host_state", "what was left half done: it cannot be read: unknown"),
+    (["environments"], None, "toolbelt", "cannot be read: unknown"),
 ])
 def test_what_shows_by_the_host_alone(path, value, stage, why):
     seen = put(SEEN, path, value)
@@ -101,6 +103,19 @@ def test_what_was_decided(key, value, stage, why):
 def test_what_nobody_could_decide_is_work(key):
     [one] = work.work_due({**DECIDED, key: None}, SEEN)
     assert one["why"] == "nobody could look yet"
+
+
+def test_what_could_not_be_read_is_told_with_its_reason():
+    denied = "/state: Permission denied"
+    for key, stage in (("half_done", "host_state"), ("environments", "toolbelt")):
+        [one] = work.work_seen({**SEEN, key: None, "unread": {key: denied}})
+        assert (one["stage"], one["why"].rpartition("read: ")[2]) == (stage, denied)
+    seen = {**SEEN, "unread": {"containers": "Docker's settings are refused"}}
+    [one] = work.work_due({**DECIDED, "containers": None}, seen)
+    assert one == {"stage": "container_runtime",
+                   "why": "it cannot be read: Docker's settings are refused"}
+    # Where no plan has one, nobody asks.
+    assert work.work_due(DECIDED, seen) == []
 
 
 @pytest.mark.parametrize(("path", "value", "why"), [

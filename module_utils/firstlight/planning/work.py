@@ -17,6 +17,7 @@ Work = List[Dict[str, str]]
 TOOLBELT = "toolbelt"
 """The environment without which our modules cannot do all."""
 
+
 def work_due(decided: Mapping[str, Any], seen: Seen) -> Work:
     """What there is to do on a host, by the role that does it.
 
@@ -47,9 +48,7 @@ def work_seen(seen: Seen) -> Work:
     return [
         *_due("linker_cache", "%s", _library_path(seen)),
         *_due("toolbelt", "%s", _toolbelt(seen)),
-        # Those of endpoints are a part of their state.
-        *[{"stage": name, "why": "a change was ended in the middle, or is under way"}
-          for name in seen["half_done"] if not name.startswith("endpoint-")],
+        *_half_done(seen),
     ]
 
 
@@ -59,16 +58,30 @@ def _due(stage: str, words: str, whose: Optional[Iterable[Any]]) -> Work:
     return [{"stage": stage, "why": words % (one,)} for one in whose]
 
 
+def _unread(key: str, seen: Seen) -> List[str]:
+    return ["it cannot be read: %s" % seen["unread"].get(key, "unknown")]
+
+
+def _half_done(seen: Seen) -> Work:
+    if seen["half_done"] is None:
+        return _due("host_state", "what was left half done: %s", _unread("half_done", seen))
+    # Those of endpoints are a part of their state.
+    return [{"stage": name, "why": "a change was ended in the middle, or is under way"}
+            for name in seen["half_done"] if not name.startswith("endpoint-")]
+
+
 def _library_path(seen: Seen) -> List[str]:
     told = seen["library_path"]
     if told is None:
-        return ["it cannot be read: %s" % seen["unread"].get("library_path", "unknown")]
+        return _unread("library_path", seen)
     if told["changed"] or "linker_cache" in told["remedies"]:
         return told["reasons"] or told["actions"] or ["something is to be mended"]
     return []
 
 
 def _toolbelt(seen: Seen) -> List[str]:
+    if seen["environments"] is None:
+        return _unread("environments", seen)
     steps = seen["environments"].get(TOOLBELT)
     if steps is None:
         return ["nobody could look yet"]
@@ -79,8 +92,10 @@ def _toolbelt(seen: Seen) -> List[str]:
 
 
 def _containers(judged: Optional[Mapping[str, Any]], seen: Seen) -> Optional[List[str]]:
+    if judged is None:
+        return _unread("containers", seen) if "containers" in seen["unread"] else None
     if not judged:
-        return None if judged is None else []
+        return []
     decision, way = judged["decision"], judged["way"]
     found = ["%s is refused" % one["subject"] for one in decision["refusals"] + way["refusals"]]
     if any(decision[key] for key in ("install", "start", "toolkit", "act", "generate")):
