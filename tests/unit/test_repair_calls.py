@@ -15,7 +15,7 @@ import pytest
 MOST = 4
 """Remote calls that a repair of a healthy host may take."""
 LOOKS = {"look | Gather what the host has": 1,
-         "look | Find what keeps programs from its libraries": 1}
+         "judge | Find what keeps programs from its libraries": 1}
 
 
 def play(repository, folder, name, *options, environment=(), **variables):
