@@ -16,7 +16,7 @@ from endpoint_host import fake, guard_of, healthy, loading, other_run, plan, sta
 from fake_engine import serving
 from supervised import FAKE_ENGINE, ROOT, fake_engine, free_port, kill, until
 
-from ansible.module_utils.firstlight import canary, endpoint, processes
+from ansible.module_utils.firstlight import canary, endpoint, host_endpoints, processes
 from ansible.module_utils.firstlight.http_client import get
 from ansible.module_utils.firstlight.transaction import Transaction
 
@@ -498,7 +498,7 @@ def test_an_unhealthy_engine_is_not_healthy(host, monkeypatch):
     """The process runs and its passport is there; only its health says otherwise."""
     serves = fake()
     host.switched(serves)
-    monkeypatch.setattr(endpoint_info, "get", lambda url, timeout_s: get(url, timeout_s=0.3))
+    monkeypatch.setattr(host_endpoints, "get", lambda url, timeout_s: get(url, timeout_s=0.3))
     pid = host.pids().pop()
     os.kill(pid, signal.SIGSTOP)
     try:

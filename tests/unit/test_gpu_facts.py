@@ -267,6 +267,7 @@ PROFILES = {
     # profile: class, devices, name, capability, architecture, GiB in all, NVLink peers of the first
     "a100-40-x8": ("nvidia", 8, "NVIDIA A100-SXM4-40GB", "8.0", "ampere", 40, 7),
     "a100-80-x4": ("nvidia", 4, "NVIDIA A100-SXM4-80GB", "8.0", "ampere", 80, 3),
+    "a100-80-x4-worn": ("nvidia", 4, "NVIDIA A100-SXM4-80GB", "8.0", "ampere", 80, 3),
     "a100-mig": ("nvidia", 2, "NVIDIA A100-SXM4-40GB", "8.0", "ampere", 40, 0),
     "h100-x8": ("nvidia", 8, "NVIDIA H100 80GB HBM3", "9.0", "hopper", 79, 7),
     "h100-x8-fabric-down": ("nvidia", 8, "NVIDIA H100 80GB HBM3", "9.0", "hopper", 79, 0),

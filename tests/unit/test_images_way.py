@@ -87,7 +87,7 @@ def test_another_engine_and_a_password_are_a_warning_with_what_to_write(found, n
 @pytest.mark.parametrize("play", ["site", "prefetch"])
 def test_what_is_found_of_the_network_reaches_the_engine(repository, tmp_path, play):
     given = yaml.safe_load((repository / "playbooks" / (play + ".yml")).read_text())[0]["vars"]
-    assert given["network_access_decided"] == "{{ __deployment_plan_state.network }}"
+    assert "__deployment_plan_state.network" in given["network_access_decided"]
     out, role = tmp_path / "out.json", repository / "roles/container_runtime"
 
     def needs(**known):

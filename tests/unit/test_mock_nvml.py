@@ -250,6 +250,7 @@ def test_the_survey_asks_all_that_the_library_has(on, monkeypatch):
 
 @pytest.mark.parametrize("name, count, total, capability", [
     ("a100-40-x8", 8, 40960 * 2**20, [8, 0]), ("a100-80-x4", 4, 81920 * 2**20, [8, 0]),
+    ("a100-80-x4-worn", 4, 81920 * 2**20, [8, 0]),
     ("a100-mig", 2, 40960 * 2**20, [8, 0]), ("cpu", 0, None, None),
     ("driver-mismatch", 4, 81920 * 2**20, [8, 0]), ("gb10", 1, None, [12, 1]),
     ("h100-sick", 8, 85520809984, [9, 0]), ("h100-x8", 8, 85520809984, [9, 0]),

@@ -27,6 +27,7 @@ OK, DEGRADED, BAD = "ok", "degraded", "bad"
 HEALTH = {
     "a100-40-x8": (OK, [OK] * 8, set(), []),
     "a100-80-x4": (OK, [OK] * 4, set(), []),
+    "a100-80-x4-worn": (OK, [OK] * 4, set(), []),
     "a100-mig": (OK, [OK] * 2, set(), []),
     "cpu": (OK, [], set(), []),
     "driver-mismatch": (BAD, [BAD] * 4, {"driver-library-mismatch"}, []),
@@ -49,6 +50,7 @@ HEALTH = {
 CHOICE = {
     "a100-40-x8": ([0, 1], [0]),
     "a100-80-x4": ([0, 1], [0]),
+    "a100-80-x4-worn": ([2, 3], [2]),
     "a100-mig": ("devices-too-few", [1]),
     "cpu": ("devices-too-few", "devices-too-few"),
     "driver-mismatch": ("devices-too-few", "devices-too-few"),

@@ -153,11 +153,15 @@ def tasks_of(repository, playbook, tag):
 @pytest.mark.parametrize(("tag", "chooses"), [
     ("verify", False), ("host_report", False), ("preflight", False), ("deployment_plan", False),
     ("prebuilt_wheel", True), ("inference_endpoint", True)])
-def test_only_a_run_that_would_install_chooses_and_it_has_the_toolbelt(repository, tag, chooses):
-    done = tasks_of(repository, "site.yml", tag)
+def test_only_a_run_that_would_install_chooses_and_it_has_the_toolbelt(
+        repository, tmp_path, tag, chooses):
+    # What acts is in a file that site.yml includes, and an include is not listed.
+    (tmp_path / "bring.yml").write_text(json.dumps([{"hosts": "all", "tasks": [
+        {"import_tasks": str(repository / "playbooks/tasks/bring.yml")}]}]))
+    done = tasks_of(repository, tmp_path / "bring.yml", tag)
     assert "prebuilt_wheel : look | " in done
     for task in ("prebuilt_wheel : choose | Look for wheels", "toolbelt : Bring the environment",
-                 "prebuilt_wheel : Bring each wheel", "network_access : Take the usual way"):
+                 "prebuilt_wheel : Bring each wheel", "bring | Find the host's way out"):
         assert (task in done) is chooses, task
 
 
