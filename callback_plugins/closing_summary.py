@@ -18,6 +18,7 @@ ansible.module_utils.__path__.append(
     os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "module_utils"))
 
 from ansible.module_utils.firstlight.task_results import (
+    is_one_document,
     name_in,
     plain,
     reason_of,
@@ -39,7 +40,6 @@ requirements:
 
 # More endpoints than these have a line each instead of a paragraph.
 DETAILED = 4
-JSON_CALLBACKS = {"json", "jsonl"}
 
 
 class CallbackModule(CallbackBase):
@@ -95,7 +95,7 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_stats(self, stats):
         """Print what there is to say."""
         self._close(self._stage)
-        if C.DEFAULT_STDOUT_CALLBACK.rpartition(".")[2] in JSON_CALLBACKS:
+        if is_one_document(C.DEFAULT_STDOUT_CALLBACK):
             return  # standard output is one document, and not ours
         hosts = {host: said for host, said in sorted(stats.custom.items()) if host != "_run"}
         lines = self._endpoints(hosts)

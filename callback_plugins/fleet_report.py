@@ -21,7 +21,13 @@ ansible.module_utils.__path__.append(
     os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "module_utils"))
 
 from ansible.module_utils.firstlight import fleet_pages, passport
-from ansible.module_utils.firstlight.task_results import name_in, plain, reason_of, stage_of
+from ansible.module_utils.firstlight.task_results import (
+    is_one_document,
+    name_in,
+    plain,
+    reason_of,
+    stage_of,
+)
 
 DOCUMENTATION = """
 name: fleet_report
@@ -38,7 +44,6 @@ requirements:
 """
 
 ACTION, ROLE, DIRECTORY = "host_record", "host_report", "host_report_directory"
-JSON_CALLBACKS = {"json", "jsonl"}
 
 
 class CallbackModule(CallbackBase):
@@ -125,7 +130,7 @@ class CallbackModule(CallbackBase):
                 continue
             for one in report["unread"]:
                 self._display.warning(plain("%s: it is left out of the report" % one))
-            if C.DEFAULT_STDOUT_CALLBACK.rpartition(".")[2] not in JSON_CALLBACKS:
+            if not is_one_document(C.DEFAULT_STDOUT_CALLBACK):
                 self._display.display("report    %s" % plain(_near(
                     os.path.join(directory, fleet_pages.PAGES[0]))))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 from typing import Any
 
+JSON_CALLBACKS = ("json", "jsonl")
 HIDDEN = "its result is hidden (no_log)"
 """What is told of a result instead of its words."""
 
@@ -43,6 +44,14 @@ def _written(task: Any) -> str:
     return str((source.get("name") if isinstance(source, dict) else "") or task.action)
 
 
+def is_one_document(stdout_callback: str) -> bool:
+    """Whether what a run prints is one document, to which nobody may add a line.
+
+    :param stdout_callback: its name, with or without the collection that it is of.
+    """
+    return stdout_callback.rpartition(".")[2] in JSON_CALLBACKS
+
+
 def reason_of(result: Any, whole: bool = False) -> str:
     """Why something failed, of a loop why its first item did; the first line, or all of it."""
     if is_hidden(result):
@@ -51,8 +60,10 @@ def reason_of(result: Any, whole: bool = False) -> str:
     if whole:
         return text
     lines = [line.strip() for line in text.splitlines()]
-    # A heading says nothing without the first thing under it.
-    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:200]
+    # A heading says nothing without the first thing under it, and of a finding what was found.
+    told = lines[:2] if lines[0].endswith(":") else lines[:1]
+    told += [line for line in lines[len(told):] if line.startswith("found:")][:1]
+    return " ".join(told)[:300]
 
 
 def _said(result: Any) -> str:

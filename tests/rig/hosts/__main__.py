@@ -535,7 +535,9 @@ def remove(names=()):
     """Remove the containers of ours that are named, or all of them, with their volumes."""
     if not engine():
         return []
-    found = docker("ps", "--all", "--format", "{{.Names}}", "--filter", "label=" + LABEL
+    # Unless it is said which: those of fleets too, whose label has another value.
+    label = LABEL if names else LABEL.partition("=")[0]
+    found = docker("ps", "--all", "--format", "{{.Names}}", "--filter", "label=" + label
                    ).stdout.split()
     found = [name for name in found if name in names or not names]
     if found:
