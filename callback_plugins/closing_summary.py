@@ -18,6 +18,7 @@ ansible.module_utils.__path__.append(
     os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "module_utils"))
 
 from ansible.module_utils.firstlight.task_results import (
+    hosts_of,
     is_one_document,
     name_in,
     plain,
@@ -56,6 +57,7 @@ class CallbackModule(CallbackBase):
         self._stage = None
         self._play = None
         self._failures = {}
+        self._wanted = set()
         self._since = time.monotonic() - _process_age()
         # What came before Ansible, where the caller timed it (make does).
         seconds = os.environ.get("FIRSTLIGHT_CONTROLLER_SECONDS")
@@ -69,6 +71,7 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play):
         """Tasks outside roles are timed under the play's name."""
         self._play = play
+        self._wanted.update(host.get_name() for host in hosts_of(play))
 
     def v2_playbook_on_task_start(self, task, is_conditional):
         """A task of another role begins another stage."""
@@ -137,6 +140,14 @@ class CallbackModule(CallbackBase):
         if lost:
             lines.append("What was under way on hosts that are unreachable ends or goes back by "
                          "itself. When ssh gets in, run again with --limit %s" % lost)
+        if failed:
+            # Core takes them out of the play too, where too many others failed.
+            cut = ",".join(sorted(set(self._play._removed_hosts).difference(failed)))
+            waiting = ",".join(sorted(self._wanted.difference(stats.processed)))
+            lines += ["%s When it is mended, run again with --limit %s" % told for told in (
+                ("So many failed that the run ended in the middle of others.", cut),
+                ("The run ended before the turn of others: nothing was done there.", waiting),
+            ) if told[1]]
         return ["", "not done:", *("  " + line for line in lines)] if lines else []
 
     def _endpoints(self, hosts):

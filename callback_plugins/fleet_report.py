@@ -22,6 +22,7 @@ ansible.module_utils.__path__.append(
 
 from ansible.module_utils.firstlight import fleet_pages, passport
 from ansible.module_utils.firstlight.task_results import (
+    hosts_of,
     is_one_document,
     name_in,
     plain,
@@ -79,9 +80,7 @@ class CallbackModule(CallbackBase):
         self._reports = found is not None
         if self._reports:
             self._task = found if _keeps(found) else None
-            manager = play.get_variable_manager()
-            # The others of a serial play come later, or never.
-            for host in manager._inventory.get_hosts(play.hosts, ignore_restrictions=True):
+            for host in hosts_of(play):
                 if host.get_name() not in self._wanted:
                     self._wanted[host.get_name()] = (host, play, self._task)
 
@@ -153,7 +152,9 @@ class CallbackModule(CallbackBase):
 
     def _entry(self, host, stats):
         """What became of a host."""
-        state = ("unreachable" if stats.dark.get(host) else "failed" if stats.failures.get(host)
+        state = ("waiting" if host not in stats.processed
+                 else "unreachable" if stats.dark.get(host)
+                 else "failed" if stats.failures.get(host)
                  else "ended" if host not in self._recorded
                  else "changed" if stats.changed.get(host) else "ok")
         reason = {"stage": "", "task": "", "reason": ""}

@@ -228,6 +228,8 @@ def keep_run(directory: str, run: Data, entries: Dict[str, Data]) -> Data:
                 told = content["hosts"].setdefault(
                     os.path.basename(folder), {HOST: None, RUN: None, "passports": {}})
                 earlier = told[RUN]
+                if entry["state"] == "waiting" and (earlier or told[HOST]):
+                    continue  # nobody was there: what is known of it stands
                 told[RUN] = fleet_report.run_record(
                     host, entry, run, earlier, told[HOST], told["passports"])
                 try:

@@ -12,21 +12,18 @@ import re
 from typing import Any, Dict, List, Optional, Sequence
 
 from . import (
-    docker_service,
-    network_files,
+    docker_api,
+    network_settings,
     passport,
     paths,
-    placement,
     processes,
     python_venv,
     services,
 )
 from .docker_api import Api, Away, Refused
-from .docker_service import Docker
 from .http_client import get
 from .planning import way_in
 from .runner import run
-from .way_in import WayIn
 
 SPEC: Dict[str, Any] = {
     "root": {"type": "path", "default": ""},
@@ -59,6 +56,8 @@ def observe(root: str, ports: Sequence[int], libraries: Sequence[str]) -> Dict[s
     managers: List[Any] = [services.manager(kind, root)]
     containers = _containers()
     if containers is not None:
+        from .docker_service import Docker  # much to load, for what most hosts do not have
+
         managers.append(Docker(root, Api(timeout_s=DOCKER_S), patience_s=0))
     running = processes.engines(root)
     half_done = [match.group(1) for match in map(
@@ -79,7 +78,7 @@ def observe(root: str, ports: Sequence[int], libraries: Sequence[str]) -> Dict[s
         "caches": sorted(_listed(os.path.join(root, "cache"))),
         "canaries": sorted(name[: -len(".json")] for name in _listed(
             os.path.join(root, "canaries")) if name.endswith(".json")),
-        "network": os.path.exists(os.path.join(root, "network", network_files.STATE)),
+        "network": os.path.exists(os.path.join(root, "network", network_settings.STATE)),
         "containers": containers or [],
         "manager": kind,
         "uid": os.geteuid(),
@@ -97,6 +96,10 @@ def observe(root: str, ports: Sequence[int], libraries: Sequence[str]) -> Dict[s
 
 def _containers() -> Optional[List[Dict[str, Any]]]:
     """Every container of the host, or None where no daemon answers."""
+    if docker_api.socket_path() is None:
+        return None
+    from . import docker_service
+
     if not docker_service.has_docker():
         return None
     try:
@@ -130,7 +133,7 @@ def _endpoint(root: str, name: str, managers: Sequence[Any],
     native = [one["plan"] for one in running if one["pid"] == status["pid"]]
     plan = status.get("plan") or (native[0] if native else None)
     pids = [one["pid"] for one in running]
-    if manager.KIND == Docker.KIND:
+    if manager.KIND == "docker":
         pids += manager.pids(name)
     url = found["plan"]["url"] if found else None
     definition = paths.read(manager.files(name)[0])
@@ -149,15 +152,26 @@ def _endpoint(root: str, name: str, managers: Sequence[Any],
         "manager": manager.KIND if definition is not None else None,
         "definition": None if definition is None else hashlib.sha256(definition).hexdigest(),
         "log": manager.log_tail(name) if status["state"] == "failed" or restarts else "",
-        "way_in": WayIn(managers[0].KIND, root, name).digests(),
+        "way_in": _way_in(managers[0], root, name),
         "gpus_seen": _gpus_seen(manager, name, found, plan),
     }
 
 
+def _way_in(manager: Any, root: str, name: str) -> Dict[str, str]:
+    if not any(map(os.path.lexists, [
+            *manager.files(way_in.service_name(name)), *way_in.files(root, name)])):
+        return {}
+    from .way_in import WayIn  # much to load, for what most endpoints do not have
+
+    return WayIn(manager.KIND, root, name).digests()
+
+
 def _gpus_seen(manager: Any, name: str, found: Any, plan: Any) -> Any:
     """A container may have lost its GPUs since it was started."""
-    if manager.KIND != Docker.KIND or not found or not plan or not found["plan"]["gpus"]:
+    if manager.KIND != "docker" or not found or not plan or not found["plan"]["gpus"]:
         return None
+    from . import placement
+
     return placement.look(found["plan"], [], manager.wanted(name))["gpus"]
 
 

@@ -21,7 +21,6 @@ from .findings import Finding, finding
 from .planning import network
 from .transaction import Transaction
 
-STATE = "decision.json"
 JOURNAL = "network_access"
 KEPT = "kept"
 APT = "apt"
@@ -148,7 +147,7 @@ class Files:
 
         :raises OSError: it is another user's.
         """
-        content = paths.read(os.path.join(self.folder, STATE))
+        content = paths.read(os.path.join(self.folder, network_settings.STATE))
         try:
             found = json.loads(content or b"")
             state = State(**{key: found[key] for key in State._fields})
@@ -240,14 +239,14 @@ class Files:
         state = State(question, settled, dict(decision), steps.written, steps.before, steps.block,
                       steps.tail)
         content = json.dumps(state._asdict(), indent=1, sort_keys=True) + "\n"
-        path = os.path.join(self.folder, STATE)
+        path = os.path.join(self.folder, network_settings.STATE)
         item = Item(content.encode(), SECRET)
         if self.there(path) != item:
             steps.writes[path] = item
 
     def without_state(self, steps: Steps) -> None:
         """Have the steps leave nothing to know them by."""
-        path = os.path.join(self.folder, STATE)
+        path = os.path.join(self.folder, network_settings.STATE)
         if os.path.lexists(path):
             steps.removals[path] = None
 
@@ -298,7 +297,7 @@ class Files:
         shown = []
         changed: Dict[str, Optional[Item]] = {**steps.removals, **steps.writes}
         for path in sorted(changed):
-            if path != os.path.join(self.folder, STATE):
+            if path != os.path.join(self.folder, network_settings.STATE):
                 shown.append({"before_header": path, "after_header": path,
                               "before": _text(self.there(path)), "after": _text(changed[path])})
         return shown

@@ -19,6 +19,9 @@ FOLDER = "network"
 ENVIRONMENT = "environment"
 """One ``NAME=value`` a line, for its owner alone: a proxy may have a password."""
 
+STATE = "decision.json"
+"""What was decided, and what was written for it."""
+
 
 def path(root: str, name: str = ENVIRONMENT) -> str:
     """The path of a file of the role.

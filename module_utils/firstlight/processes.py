@@ -18,8 +18,7 @@ import signal
 import time
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
-from .planning.requests import NAME
-from .planning.way_in import PREFIX
+from .planning.way_in import NAME, PREFIX
 
 LISTEN, ESTABLISHED = "0A", "01"
 MAX_COMMAND = 200

@@ -7,7 +7,7 @@ Core's own objects come in (``Task``, ``Play``, ``CallbackTaskResult``); they ca
 from __future__ import annotations
 
 import posixpath
-from typing import Any
+from typing import Any, List
 
 JSON_CALLBACKS = ("json", "jsonl")
 HIDDEN = "its result is hidden (no_log)"
@@ -19,6 +19,12 @@ def stage_of(task: Any, play: Any) -> str:
     if task._role:
         return str(posixpath.basename(task._role.get_name()))
     return str(play.get_name().strip() or "play")
+
+
+def hosts_of(play: Any) -> List[Any]:
+    """The hosts of a play; of a serial one also those whose batch comes later, or never."""
+    return list(play.get_variable_manager()._inventory.get_hosts(
+        play.hosts, ignore_restrictions=True))
 
 
 def is_hidden(result: Any) -> bool:

@@ -30,7 +30,7 @@ Wanted = Dict[str, Any]
 """As :func:`.planning.way_in.way_in_wanted` gives it: ``plan``, of which only ``PLANNED`` is read;
 ``config`` and ``definition``, the texts of haproxy.cfg and of the unit or program; and ``keys``."""
 
-CONFIG, KEYS, CERTIFICATE = "haproxy.cfg", "keys", decided.CERTIFICATE
+CONFIG, KEYS, CERTIFICATE = decided.CONFIG, decided.KEYS, decided.CERTIFICATE
 # Of the definition by which the service was started. No transaction puts it back: it tells what
 # runs, whatever the definition says by now.
 STARTED = "started"
@@ -67,8 +67,7 @@ class WayIn:
 
     def files(self) -> List[str]:
         """What a transaction has to remember before :meth:`bring` or :meth:`remove`."""
-        return [*self.manager.files(self.service),
-                *(self._at(one) for one in (CONFIG, KEYS, CERTIFICATE))]
+        return [*self.manager.files(self.service), *decided.files(self.root, self.name)]
 
     def observe(self) -> Dict[str, Any]:
         """What is there.

@@ -40,7 +40,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         continue
     processes.append(b" ".join(words).decode().strip())
     if b"llama_server.py" in processes[-1].encode():
-        plans += [one.decode()[17:] for one in around if one.startswith(b"FIRSTLIGHT_PLAN=")]
+        plans += [one.partition(b"=")[2].decode() for one in around if one.startswith(b"FIRSTLIGHT_PLAN=")]
 paths = []
 for top in ("ROOT", "/etc", "/root", "/tmp", "/var/tmp"):
     for folder, folders, files in os.walk(top):
@@ -76,7 +76,7 @@ class Member(Place):
     def whole(self):
         """The context that is served, where all of it is one change's: nothing is half done."""
         plan, seen = self.passport()["plan"], self.look()
-        assert seen["plans"] == [plan["hash"]], (self.host, plan["hash"], seen)
+        assert seen["plans"] == [plan["hash"]], (self.host, plan["hash"], seen["plans"])
         [engine] = [one for one in seen["processes"] if "llama_server.py" in one]
         assert " --ctx-size %d " % plan["context"] in engine + " "
         assert self.journals() == []

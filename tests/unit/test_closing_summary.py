@@ -16,6 +16,8 @@ PLAY = """
 - name: The play
   hosts: all
   gather_facts: false
+  serial: "{{ serial | default('100%') }}"
+  max_fail_percentage: "{{ most | default(100) }}"
   tasks:
     - name: Serve
       ansible.builtin.import_role:
@@ -89,11 +91,12 @@ def play(tmp_path):
     (tmp_path / "roles/serving/tasks").mkdir(parents=True)
     (tmp_path / "roles/serving/tasks/main.yml").write_text(SERVING)
 
-    def run(passports=(), hosts=(), **env):
+    def run(passports=(), hosts=(), given_too=None, **env):
         given = dict(passports or {})
         names = [*hosts, *(one for one in given if one not in hosts)]
         told = {"passports": given, "secret": "correct-horse", "verdicts": [
-            verdict(8000), verdict(8001), verdict(8003), verdict(8004), verdict(8002, False)]}
+            verdict(8000), verdict(8001), verdict(8003), verdict(8004), verdict(8002, False)],
+            **(given_too or {})}
         clean = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
         done = subprocess.run(
             ["ansible-playbook", "-i", ",".join(names) + ",", "-e", json.dumps(told), "play.yml"],
@@ -195,3 +198,13 @@ def test_it_works_beside_other_notifying_callbacks(play, tmp_path):
     assert "chat on host1: proven" in output
     (report,) = (tmp_path / "junit").iterdir()
     assert "serving : Hand the result" in report.read_text()
+
+
+def test_hosts_that_a_run_was_not_through_with_are_named(play):
+    hosts = ["bad", "cut", "later", "last"]
+    _, output = play(hosts=hosts, given_too={"serial": 2, "most": 0})
+    assert "in the middle of others. When it is mended, run again with --limit cut\n" in output
+    assert "nothing was done there. When it is mended, run again with --limit last,later\n" in output
+    _, output = play(hosts=hosts)
+    assert "bad failed in" in output
+    assert "run again" not in output

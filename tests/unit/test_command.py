@@ -97,6 +97,16 @@ def test_llama_cpp_on_the_cpu_is_our_launcher_in_its_environment():
     assert plan["command"]["env"] == {"PYTHONUNBUFFERED": "1"}
 
 
+def test_the_canary_takes_one_thread_of_a_cpu():
+    plan = plan_of(planner.cpu(), model="canary", gpus=0)
+    assert flags(plan["command"]["argv"])["--threads"] == "1"
+    # Not where its user says how many, and no other model.
+    for other in ({"model": "canary", "extra_args": ["-t", "4"]}, {"model": GGUF}):
+        assert "--threads" not in plan_of(planner.cpu(), gpus=0, **other)["command"]["argv"]
+    assert "--threads" not in plan_of(planner.host("h100", 1), model="canary",
+                                      engine="llama_cpp")["command"]["argv"]
+
+
 def test_llama_cpp_in_a_container_lies_on_its_gpus_whole():
     plan = plan_of(planner.host("h100", 2), model=GGUF, gpus=2)
     argv = plan["command"]["argv"]

@@ -187,13 +187,19 @@ def test_what_is_hidden_stays_hidden(fleet):
         assert "hunter2" not in file.read_text()
 
 
-def test_hosts_that_a_run_did_not_come_to_are_said_so(fleet):
-    # The first batch of one fails, and with it the run ends.
+def test_hosts_that_a_run_was_not_through_with_are_said_so(fleet):
+    # Half of the first batch fails, and with it the run ends.
+    fleet.play(hosts=["bad", "cut", "later"], serial=2, most=0)
+    assert fleet.states() == {"bad": "failed", "cut": "not_proven", "later": "not_proven"}
+    for one in fleet.read("report.json")["hosts"]:
+        assert ("ended before" in one["reason"]) is (one["name"] != "bad")
+
+
+def test_what_is_known_of_a_host_that_a_run_did_not_come_to_stands(fleet):
+    fleet.play(hosts=["good"])
     fleet.play(hosts=["bad", "good"], serial=1, most=0)
-    assert fleet.states() == {"bad": "failed", "good": "not_proven"}
-    reason = next(one["reason"] for one in fleet.read("report.json")["hosts"]
-                  if one["name"] == "good")
-    assert "ended before" in reason
+    assert fleet.states() == {"bad": "failed", "good": "absent"}
+    assert fleet.read("good", "run.json")["now"]["state"] == "proven"
 
 
 def test_hosts_of_earlier_runs_stay_until_they_are_forgotten(fleet):

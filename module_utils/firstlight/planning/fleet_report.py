@@ -149,7 +149,8 @@ def run_record(host: str, entry: Data, run: Data, before: Any, record: Any,
                passports: Any) -> Data:
     """What became of a host in a run, and how it was then and before, C(run.json).
 
-    :param entry: ``state`` (C(ok), C(changed), C(failed), C(unreachable), C(ended)),
+    :param entry: ``state`` (C(ok), C(changed), C(failed), C(unreachable), C(ended) in the middle
+        of it, C(waiting) for its turn when the run ended),
         ``recorded``: whether :func:`host_record` was written, ``stage``, ``task`` and ``reason``
         of a failure, and ``stages`` (``name``, ``seconds``).
     :param run: ``id``, ``playbook``, ``started`` and ``ended``.

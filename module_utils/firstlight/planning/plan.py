@@ -543,7 +543,7 @@ def _decisions(request: Request, host: Host, model: Plan, option: Option,
         "batched_tokens": placed.settings.batched_tokens,
         "sequences": placed.settings.sequences,
         "cache": _cache_path(request, host, row, model, placed, option.uuids),
-        "flags": option.flags + _own_flags(row, option.uuids),
+        "flags": option.flags + _own_flags(row, option.uuids, model, request["extra_args"]),
         "extra_args": request["extra_args"],
         # Only where there are some, so that what serves without any stays as it is.
         **({"wheels": request["wheels"]} if request.get("wheels") else {}),
@@ -586,10 +586,16 @@ def _ways(request: Request, engine_port: int) -> Plan:
     }
 
 
-def _own_flags(row: Dict[str, Any], uuids: List[str]) -> List[str]:
-    """Flags that put llama.cpp on GPUs."""
-    if row["engine"] != "llama_cpp" or not uuids:
+def _own_flags(row: Dict[str, Any], uuids: List[str], model: Plan,
+               given: List[str]) -> List[str]:
+    """Flags that put llama.cpp on GPUs, or on as much of the CPU as does it good."""
+    if row["engine"] != "llama_cpp":
         return []
+    if not uuids:
+        # It is so small that more threads only wait for each other, and they do so awake.
+        alone = model["kind"] == "canary" and "--threads" in row["flags"] and not {
+            "--threads", "-t"} & {flags.spelled(one) for one in given}
+        return ["--threads", "1"] if alone else []
     found = ["--n-gpu-layers", "999"]
     found += ["--split-mode", "layer"] if len(uuids) > 1 else []
     # Its own fitting would spill to the CPU without failing; the plan has reckoned already.

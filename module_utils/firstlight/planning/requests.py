@@ -53,7 +53,7 @@ IMAGE = re.compile(
     r"(/[a-z0-9]+([._-]+[a-z0-9]+)*)*)(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"
     r"(@sha256:[0-9a-f]{64})?")
 VERSION = re.compile(r"auto|\d+(\.\d+)*([a-z0-9.+-]*)")
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+NAME = way_in.NAME
 # In a repository id neither part starts with a dot or a slash; in a path the first one does.
 # The length and the rest of the rules are those of huggingface_hub (validate_repo_id).
 REPO_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")

@@ -25,10 +25,12 @@ LOOPBACK = ("127.0.0.1",)
 """On these addresses an engine listens itself."""
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - read, not bound
 """Addresses that are every one of a host, and where the host itself reaches them."""
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+"""The name of an endpoint."""
 PREFIX = "way-in-"
 """Its service is named after the endpoint with this before it."""
-CERTIFICATE = "certificate.pem"
-"""In its folder: what clients see, and its key after it."""
+CONFIG, KEYS, CERTIFICATE = "haproxy.cfg", "keys", "certificate.pem"
+"""In its folder: what it is set to, who may in, and what clients see, with its key after it."""
 INNER_OFFSET = 10000
 
 MAX_BODY = 32 * 2**20
@@ -53,6 +55,11 @@ def service_name(name: str) -> str:
 def folder(root: str, name: str) -> str:
     """Where the files of a way in lie on a host."""
     return posixpath.join(root, "endpoints", name, "way_in")
+
+
+def files(root: str, name: str) -> List[str]:
+    """Those files, there or not."""
+    return [posixpath.join(folder(root, name), one) for one in (CONFIG, KEYS, CERTIFICATE)]
 
 
 def wanted(bind: Any) -> bool:
