@@ -17,6 +17,9 @@ description:
     puts back what was where the work is killed or takes too long.
   - Where the guard is killed too, the next run puts back, before it does anything else.
   - The passport is written when, and only when, the new endpoint is proven.
+  - An engine of the plan that its manager started again, after a crash or a boot, is waited for. It
+    is started anew where it does not get ready, and where processes of the one before it are left,
+    which are ended.
 options:
   name:
     description: Name of the endpoint.
@@ -292,13 +295,15 @@ def _run(module, endpoint, params):
         return _finished(module, result, endpoint, params)
     found = endpoint.observe()
     reasons = plan(params, found, endpoint)
+    # Its manager may have started it again, after a crash or a boot: it is waited for.
+    loads = not reasons and params["state"] == "present" and endpoint.loads(found)
     result = {"changed": bool(reasons), "name": endpoint.name, "reasons": reasons,
               "finished": True}
     if module._diff and reasons:
         result["diff"] = endpoint_work.diff(endpoint, params, found)
     if reasons and params["state"] == "absent":
         result["removed"] = endpoint_work.to_remove(endpoint, found)
-    if reasons and not module.check_mode:
+    if (reasons or loads) and not module.check_mode:
         result.update(apply(module, endpoint, params))
     return _finished(module, result, endpoint, params)
 

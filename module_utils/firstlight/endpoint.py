@@ -201,9 +201,28 @@ class Endpoint:
             time.sleep(0.2)
         if found["status"].get("restarts", 0) >= CRASHES:
             return True
-        age = processes.age_seconds(found["status"]["pid"] or 0)
-        return (age is not None and age > wanted["start_timeout_s"]
+        return (self._age_s(found) > wanted["start_timeout_s"]
                 and _worked(pids) == worked)
+
+    def loads(self, found: Found) -> bool:
+        """Whether an engine that its manager started again has not had its time to get ready."""
+        wanted = found["passport"]["plan"]
+        # To look whether it hangs takes a while too, and there its time was not over.
+        return (self._age_s(found) <= wanted["start_timeout_s"] + 4 * HANG_SECONDS
+                and get(wanted["url"] + "/health", timeout_s=HANG_SECONDS).status != 200)
+
+    def _age_s(self, found: Found) -> float:
+        return processes.age_seconds(found["status"]["pid"] or 0) or 0.0
+
+    def left(self, found: Found) -> List[int]:
+        """What an engine before the one that runs left behind: it holds what that one needs.
+
+        With a container everything in it ends.
+        """
+        if self.service is self.docker:
+            return []
+        return [pid for pid in found["pids"]
+                if found["status"]["pid"] not in processes.ancestry(pid)]
 
     # To start, and to know that it serves.
 
@@ -273,17 +292,19 @@ class Endpoint:
                 one.follow(self.name)
 
     def wait_until_ready(self, plan: Plan, mark: Any = None,
-                         report: Report = lambda progress: None) -> Dict[str, float]:
+                         report: Report = lambda progress: None,
+                         restarts: int = 0) -> Dict[str, float]:
         """Seconds until the port answered, and until ``/health`` answered 200.
 
         vLLM refuses connections while it loads, llama-server answers 503.
 
+        :param restarts: how often its manager had started it again before.
         :raises NotReady: when the engine died, its log has an end in it, or the plan's time is
             over; with the log's end.
         """
         started = time.monotonic()
         phases: Dict[str, float] = {}
-        looked = 0.0
+        looked, first = 0.0, None
         while True:
             answer = get(plan["url"] + "/health", timeout_s=5)
             status = self.service.status(self.name)
@@ -295,7 +316,9 @@ class Endpoint:
                     and self.listens(plan, status):
                 return dict(phases, ready_s=round(elapsed, 3))
             # One that is started again at once may never be seen between its end and its start.
-            if status["state"] == "failed" or status.get("restarts"):
+            first = first or status["pid"]
+            if (status["state"] == "failed" or status.get("restarts", 0) > restarts
+                    or status["pid"] not in (None, first)):
                 raise self._not_ready("The engine of %s died (%s)." % (
                     self.name, status["detail"]), plan, self._log(mark))
             if elapsed > plan["start_timeout_s"]:

@@ -47,10 +47,12 @@ def limit_s(params: Params) -> float:
     """When the guard gives the work up, in seconds."""
     plans = params["plan"], (params["trial"] or {}).get("plan")
     starts = [one["start_timeout_s"] for one in plans if one]
-    # As long again for the way back; a passport's own is not known here.
+    # As long again for the way back; a passport's own is not known here. What is there may be
+    # waited for first.
     proofs = 2 * smoke.REQUESTS * params["request_timeout_s"]
     split = sum(collective.LIMIT_S for one in plans if one and is_split(one))
-    return float(2 * sum(starts or [3600]) + proofs + split + SLACK_S)
+    wait = (params["plan"] or {}).get("start_timeout_s", 0)
+    return float(wait + 2 * sum(starts or [3600]) + proofs + split + SLACK_S)
 
 
 # Why.
@@ -148,17 +150,19 @@ def _bring(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any]
         endpoint.begun = True
         found = endpoint.observe()
         told = reasons(params, found, endpoint)
-        if not told:
+        in_vain = [] if told else _wait(endpoint, params, found, report)
+        if not told and not in_vain:
             if change.recovered:
                 # What the earlier run had made and not come to start.
                 with contextlib.suppress(OSError, ServiceError):
                     endpoint.discard(endpoint.coming)
             return {"changed": change.recovered, "recovered": change.recovered, "reasons": []}
+        told += in_vain
         _snapshot(endpoint, change)
-        if not engine_reasons(params, found, endpoint):
+        if not in_vain and not engine_reasons(params, found, endpoint):
             _bring_way_in(endpoint, plan, params["way_in"])
             _note_way_in(endpoint, found["passport"], plan, params["way_in"])
-            return {"recovered": change.recovered, "reasons": told}
+            return {"changed": True, "recovered": change.recovered, "reasons": told}
         _write_supervisor_config(endpoint, params["supervisor_config"])
         if params["way_in"]:
             # What of it cannot run is found before anything that serves is touched.
@@ -170,7 +174,23 @@ def _bring(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any]
         verdict = _serve(endpoint, params, found, report, plan, params["definition"],
                          params["way_in"])
     _after(endpoint, params, verdict)
-    return {"verdict": verdict, "recovered": change.recovered, "reasons": told}
+    return {"changed": True, "verdict": verdict, "recovered": change.recovered, "reasons": told}
+
+
+def _wait(endpoint: Endpoint, params: Params, found: Found, report: Report) -> List[str]:
+    """Wait for an engine that its manager has started again; why that was in vain."""
+    if not endpoint.loads(found):
+        return []
+    left = endpoint.left(found)
+    if left:
+        return ["it does not get ready, and of an engine before it there is left: pid %s"
+                % ", ".join(map(str, left))]
+    try:
+        endpoint.wait_until_ready(params["plan"], endpoint.service.log_mark(endpoint.name), report,
+                                  found["status"].get("restarts", 0))
+    except NotReady as problem:
+        return [str(problem).splitlines()[0]]
+    return []
 
 
 def _serve(endpoint: Endpoint, params: Params, found: Found, report: Report, plan: Plan,

@@ -3,9 +3,10 @@
 
 Every engine of ours carries ``FIRSTLIGHT_ROOT``, ``FIRSTLIGHT_ENDPOINT`` and ``FIRSTLIGHT_PLAN``
 in its environment, so it is known for ours even when whatever started it is gone. What writes its
-title over the beginning of its environment, as vLLM's EngineCore does, is known by its parent or by
-its process group, in which vLLM's resource tracker stays as long as it does. A way in carries
-``FIRSTLIGHT_ROOT`` and ``FIRSTLIGHT_WAY_IN``, and is no engine.
+title over the beginning of its environment, as vLLM's EngineCore does where ``SPT_NOENV`` does not
+keep it from that, is known by its parent or by its process group, in which vLLM's resource tracker
+stays as long as it does. A way in carries ``FIRSTLIGHT_ROOT`` and ``FIRSTLIGHT_WAY_IN``, and is no
+engine.
 """
 
 from __future__ import annotations
@@ -122,6 +123,16 @@ def children(pid: int, proc: str = "/proc") -> List[int]:
         fields = _stat(proc, one)
         if fields and fields[1] == str(pid) and fields[0] != "Z":
             found.append(one)
+    return found
+
+
+def ancestry(pid: int, proc: str = "/proc") -> List[int]:
+    """A process, what started it, what started that, and so on."""
+    found: List[int] = []
+    while pid and pid not in found:
+        found.append(pid)
+        fields = _stat(proc, pid)
+        pid = int(fields[1]) if fields else 0
     return found
 
 

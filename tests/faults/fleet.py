@@ -6,6 +6,7 @@ The engines are native, which is quick: all hosts are clones of one that was pro
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import re
@@ -40,7 +41,8 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         continue
     processes.append(b" ".join(words).decode().strip())
     if b"llama_server.py" in processes[-1].encode():
-        plans += [one.partition(b"=")[2].decode() for one in around if one.startswith(b"FIRSTLIGHT_PLAN=")]
+        plans += [one.partition(b"=")[2].decode() for one in around
+                  if one.startswith(b"FIRSTLIGHT_PLAN=")]
 paths = []
 for top in ("ROOT", "/etc", "/root", "/tmp", "/var/tmp"):
     for folder, folders, files in os.walk(top):
@@ -103,8 +105,8 @@ class Fleet:
     def make(self):
         """Provision one host, and clone it."""
         self.hosts.make(["seed"])
-        # Both ways once, so that what a change makes for the first time is there.
-        for context in (NEW, OLD):
+        # So often that all is there which changes make and keep, older passports too.
+        for context in (NEW, OLD, NEW, OLD):
             run = self.play(context)
             assert run.ok, run.output
         self.hosts.commit("seed", IMAGE)
@@ -152,6 +154,14 @@ class Fleet:
             until(lambda member=member: not any("sshd: root@" in one for one in
                                                 member.look()["processes"]), "an end of ssh")
         return {member.host: member.kinds() for member in self}
+
+    def strange(self):
+        """What is there now and was not at rest, and what was and is not, one line each."""
+        now = self.kinds()
+        return ["%s: %s%s" % (host, sign, one)
+                for host, kinds in self.rest.items() for kind, was in kinds.items()
+                for sign, these, those in (("+", now[host][kind], was), ("-", was, now[host][kind]))
+                for one in (collections.Counter(these) - collections.Counter(those)).elements()]
 
 
 def answers(member):

@@ -7,7 +7,7 @@ import planner
 import pytest
 from facts import device, host, jetson_host, uuid
 
-from ansible.module_utils.firstlight.planning.command import ALONE, CACHES, engine_command
+from ansible.module_utils.firstlight.planning.command import CACHES, VLLM_ENV, engine_command
 
 FOLDER = "/srv/models/"
 VLLM = FOLDER + "Llama-3.1-8B"
@@ -67,7 +67,7 @@ def test_a_command_is_words_without_quotes_and_its_names_are_known(row):
             assert word
             assert not set(word) & set("'\"`$;&|<>(){}*?!#\\ \n")
         known = {"PYTHONUNBUFFERED", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"}
-        known |= ({*ALONE} if row["engine"] == "vllm" else set()) | (
+        known |= ({*VLLM_ENV} if row["engine"] == "vllm" else set()) | (
             {*CACHES} if plan["cache"] else set())
         assert set(plan["command"]["env"]) <= known | set(row["environment"])
         assert list(plan["command"]["env"]) == sorted(plan["command"]["env"])

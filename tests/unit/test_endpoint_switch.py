@@ -448,6 +448,65 @@ def test_an_engine_that_hangs_is_started_again(host, monkeypatch):
     assert host.pids() and pid not in host.pids()
 
 
+def killed(host, pid):
+    """Kill an engine, and wait until its manager has started it again."""
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: host.service.status("chat")["pid"] not in (None, pid))
+
+
+def test_an_engine_that_its_manager_started_again_is_waited_for(host):
+    serves = fake("--ready-after", "2")
+    host.switched(serves)
+    (pid,) = host.pids()
+    killed(host, pid)
+    assert not healthy(serves["url"])
+    again = host.switch(serves)
+    assert (again["changed"], again["reasons"]) == (False, [])
+    assert healthy(serves["url"])
+    assert len(host.pids() - {pid}) == 1
+
+
+def test_check_mode_does_not_wait(host):
+    serves = fake("--ready-after", "2")
+    host.switched(serves)
+    (pid,) = host.pids()
+    killed(host, pid)
+    assert host.switch(serves, check=True)["changed"] is False
+    assert not healthy(serves["url"])
+
+
+def test_what_a_killed_engine_left_is_ended(host):
+    serves = fake("--ready-after", "2", "--child")
+    host.switched(serves)
+    pid, before = host.service.status("chat")["pid"], host.pids()
+    killed(host, pid)
+    (left,) = before - {pid}
+    assert left in host.pids()
+    again = host.switched(serves)
+    assert again["reasons"] == [
+        "it does not get ready, and of an engine before it there is left: pid %d" % left]
+    assert left not in host.pids()
+    assert healthy(serves["url"])
+
+
+def test_one_that_does_not_get_ready_again_is_started_anew(host, monkeypatch):
+    monkeypatch.setattr(endpoint, "HANG_SECONDS", 1)
+    text = host.definition
+    monkeypatch.setattr(host, "definition",
+                        lambda plan: text(plan).replace("stopwaitsecs=30", "stopwaitsecs=1"))
+    serves = fake(start_timeout_s=4)
+    host.switched(serves)
+    (pid,) = host.pids()
+    killed(host, pid)
+    until(lambda: healthy(serves["url"]))
+    (second,) = host.pids()
+    os.kill(second, signal.SIGSTOP)
+    again = host.switched(serves)
+    assert "was not ready within 4 s" in again["reasons"][0]
+    assert healthy(serves["url"])
+    assert second not in host.pids()
+
+
 @pytest.mark.parametrize("damage", [
     {"plan": [1]}, {"url": 5}, {"url": "http://192.0.2.1:80"}, {"url": "file:///etc/passwd"},
     {"url": "http://127.0.0.1:\u0668\u0660"},

@@ -180,7 +180,12 @@ REFUSALS = {
         "65536 tokens", "context"),
     "a driver too old for all": (
         planner.host("rtx4090", 1, driver={"version": "470.82.01"}), asks("x/Qwen2.5-7B-AWQ"),
-        "plan-no-engine", "needs driver 580, and this host has 470.82.01", ""),
+        "plan-no-engine", "needs driver 580, and this host has 470.82.01",
+        "a newer driver: then vllm 0.24.0 "),
+    "a driver too old for the release that is asked for": (
+        planner.host("rtx4090", 1, driver={"version": "470.82.01"}),
+        asks("x/Qwen2.5-7B-AWQ", engine="vllm", engine_version="0.15.1"),
+        "plan-no-engine", "this host has 470.82.01", "a newer driver: then vllm 0.15.1 "),
 }
 
 

@@ -15,8 +15,11 @@ Command = Dict[str, Any]
 that nothing depends on the image's own."""
 
 
-# vLLM asks nobody and tells nobody: what it serves is there, or its start fails.
-ALONE = {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+# vLLM asks nobody and tells nobody: what it serves is there, or its start fails. And where its
+# processes give themselves titles, setproctitle keeps off the environment they are known by.
+VLLM_ENV = {
+    "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "SPT_NOENV": "1", "VLLM_NO_USAGE_STATS": "1",
+}
 # What is compiled outlives a start; where it runs, nothing else may be written.
 CACHES = {
     "CUDA_CACHE_PATH": "cuda", "FLASHINFER_WORKSPACE_BASE": "flashinfer",
@@ -39,7 +42,7 @@ def _environment(plan: Dict[str, Any]) -> Dict[str, str]:
     """What every engine is given, and what is known to be needed by this one."""
     env = {"PYTHONUNBUFFERED": "1"}
     if plan["engine"] == "vllm":
-        env.update(ALONE)
+        env.update(VLLM_ENV)
     if plan["cache"]:
         env.update((key, posixpath.join(plan["cache"], folder)) for key, folder in CACHES.items())
     env.update(plan["env"])

@@ -151,9 +151,10 @@ def _what_would_work(request: Request, facts: Dict[str, Any], state: Dict[str, A
     words += ["no %s.%s" % (where, key) for key in ("engine_python", "engine_binary", "image")
               if request[key]]
 
-    def title(changed: Model, at: releases.Target = target, drivers: Any = facts) -> str:
+    def title(changed: Model, at: releases.Target = target, drivers: Any = facts,
+              asked: Request = free) -> str:
         try:
-            return releases.title(releases.choose(free, drivers, state, changed, at, catalog).row)
+            return releases.title(releases.choose(asked, drivers, state, changed, at, catalog).row)
         except releases.NoRelease:
             return ""
 
@@ -175,7 +176,9 @@ def _what_would_work(request: Request, facts: Dict[str, Any], state: Dict[str, A
     elif target.kind == "gpu" and not other and title(model, releases.ON_CPU):
         ways.append("%s.gpus: 0 serves on the CPU" % where)
     if target.kind == "gpu" and not other and facts["driver"] and facts["driver"]["version"]:
-        newer = title(model, drivers={**facts, "driver": {"version": "99999"}})
+        driver = {**facts, "driver": {"version": "99999"}}
+        # What is asked for, where that is all it lacks.
+        newer = title(model, drivers=driver, asked=request) or title(model, drivers=driver)
         if newer:
             ways.append("a newer driver: then %s serves it" % newer)
     return "; or ".join(ways)
