@@ -183,16 +183,26 @@ class Bench:
                 pass
         return seconds
 
-    def measure(self, label, playbook, names, runs, **more):
-        """The median of some runs, after one that finds its connections and its caches."""
-        first = self.play(playbook, names, unchanged=False, **more)
-        idle = self.idle(names)
-        found = [self.play(playbook, names, idle=idle, **more) for _ in range(runs)]
-        row = {"what": label, "hosts": len(names), "runs": runs, "first_wall": first["wall"],
-               "idle_per_host": idle / len(names), "all": found,
-               **{key: statistics.median(one[key] for one in found) for key in found[0]}}
-        say(line(row))
-        return row
+    def measure(self, asked, runs):
+        """The medians of some runs of each thing that is asked, by turns: machines drift.
+
+        Each run comes after one that opens the connections, which close while others have their
+        turn.
+
+        :param asked: a label, a playbook, names of hosts, and what else :meth:`play` takes.
+        """
+        idle = {len(names): self.idle(names) for _, _, names, _ in asked}
+        rows = [{"what": label, "hosts": len(names), "runs": runs, "all": [],
+                 "idle_per_host": idle[len(names)] / len(names)} for label, _, names, _ in asked]
+        for turn in range(1, runs + 1):
+            for row, (_, playbook, names, more) in zip(rows, asked):
+                self.play(playbook, names, unchanged=False, **more)
+                row["all"].append(self.play(playbook, names, idle=idle[len(names)], **more))
+                say(line({**row, **row["all"][-1], "what": "%s, turn %d" % (row["what"], turn)}))
+        for row in rows:
+            row.update((key, statistics.median(one[key] for one in row["all"]))
+                       for key in row["all"][0])
+        return rows
 
     def remove(self):
         say("removing the clones")
@@ -256,25 +266,24 @@ def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
     checkout = asked.checkout.resolve()
     bench = Bench(checkout, asked.image, folder)
+    options = dict(OPTIONS)
+    if asked.mitogen:
+        options["mitogen_linear"] = {
+            "ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS":
+            str(asked.mitogen / "ansible_mitogen" / "plugins" / "strategy")}
     rows = []
     try:
         bench.provision()
-        for size in sorted({*asked.sizes, *usual, *asked.options}):
-            names = bench.grow(size)
-            if size in asked.sizes:
-                rows.append(bench.measure("site.yml", checkout / "site.yml", names, asked.runs))
-            if size in usual:
-                rows.append(bench.measure("the usual way", USUAL, names, asked.runs,
-                                          variables=bench.found(names[0])))
-            if size in asked.options:
-                options = dict(OPTIONS)
-                if asked.mitogen:
-                    options["mitogen_linear"] = {
-                        "ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS":
-                        str(asked.mitogen / "ansible_mitogen" / "plugins" / "strategy")}
-                for label, environment in options.items():
-                    rows.append(bench.measure(label, checkout / "site.yml", names, asked.runs,
-                                              environment=environment))
+        sizes = sorted({*asked.sizes, *usual, *asked.options})
+        names, site = bench.grow(sizes[-1]), checkout / "site.yml"
+        rows = bench.measure([
+            *(("site.yml", site, names[:size], {}) for size in sizes if size in asked.sizes),
+            *(("the usual way", USUAL, names[:size], {"variables": bench.found(names[0])})
+              for size in sizes if size in usual),
+            *((label, site, names[:size], {"environment": environment})
+              for size in sizes if size in asked.options
+              for label, environment in options.items()),
+        ], asked.runs)
     finally:
         if rows:
             commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=checkout,

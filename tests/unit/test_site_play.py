@@ -31,8 +31,8 @@ def tasks():
 
 def test_no_tag_that_is_skipped_takes_with_it_what_acts(tasks):
     includes = [task for task in tasks if INCLUDE in task]
-    assert len(includes) == 2
-    assert [task["tags"] for task in includes] == [["always"]] * 2
+    assert len(includes) == 3
+    assert [task["tags"] for task in includes] == [["always"]] * 3
 
 
 def test_every_tag_of_what_acts_is_listed():

@@ -148,14 +148,15 @@ def roles_have_scenarios(tree):
 
 
 def _played(tree, playbook):
-    """The roles that a playbook and those it imports play."""
+    """The roles that a playbook plays, with the playbooks it imports and the tasks it includes."""
     played = set()
     for node in tree.nodes(playbook):
         for key, value in node.items():
-            if key.rpartition(".")[2] == "import_playbook":
-                folder = (tree.root / playbook).parent
-                file = (folder / value).resolve().relative_to(tree.root.resolve())
-                played |= _played(tree, str(file))
+            if key.rpartition(".")[2] in ("import_playbook", "include_tasks"):
+                named = value["file"] if isinstance(value, dict) else value
+                if "{{" not in named:
+                    file = ((tree.root / playbook).parent / named).resolve()
+                    played |= _played(tree, str(file.relative_to(tree.root.resolve())))
     called = {task.role for task in tree.tasks(playbook)} - played - {""}
     while called:
         played |= called
