@@ -221,8 +221,17 @@ class Endpoint:
         """
         if self.service is self.docker:
             return []
-        return [pid for pid in found["pids"]
-                if found["status"]["pid"] not in processes.ancestry(pid)]
+        strange = self._strange(found)
+        if strange:
+            # What is about to end is no longer there then.
+            time.sleep(LOG_PERIOD_S)
+        return [pid for pid in strange if pid in self._strange(found)]
+
+    def _strange(self, found: Found) -> List[int]:
+        running = [one["pid"] for one in processes.engines(self.root).get(self.name, [])]
+        return sorted(pid for pid in running
+                      if found["status"]["pid"] not in processes.ancestry(pid)
+                      and processes.is_alive(pid))
 
     # To start, and to know that it serves.
 
@@ -317,8 +326,10 @@ class Endpoint:
                 return dict(phases, ready_s=round(elapsed, 3))
             # One that is started again at once may never be seen between its end and its start.
             first = first or status["pid"]
-            if (status["state"] == "failed" or status.get("restarts", 0) > restarts
-                    or status["pid"] not in (None, first)):
+            # A daemon that is restarted brings a container back; who counts them knows that.
+            again = (status["restarts"] > restarts if "restarts" in status
+                     else status["pid"] not in (None, first))
+            if status["state"] == "failed" or again:
                 raise self._not_ready("The engine of %s died (%s)." % (
                     self.name, status["detail"]), plan, self._log(mark))
             if elapsed > plan["start_timeout_s"]:

@@ -150,16 +150,17 @@ def _bring(endpoint: Endpoint, params: Params, report: Report) -> Dict[str, Any]
         endpoint.begun = True
         found = endpoint.observe()
         told = reasons(params, found, endpoint)
-        in_vain = [] if told else _wait(endpoint, params, found, report)
-        if not told and not in_vain:
+        engine = engine_reasons(params, found, endpoint) if told else []
+        in_vain = [] if engine else _wait(endpoint, params, found, report)
+        told += in_vain
+        if not told:
             if change.recovered:
                 # What the earlier run had made and not come to start.
                 with contextlib.suppress(OSError, ServiceError):
                     endpoint.discard(endpoint.coming)
             return {"changed": change.recovered, "recovered": change.recovered, "reasons": []}
-        told += in_vain
         _snapshot(endpoint, change)
-        if not in_vain and not engine_reasons(params, found, endpoint):
+        if not engine and not in_vain:
             _bring_way_in(endpoint, plan, params["way_in"])
             _note_way_in(endpoint, found["passport"], plan, params["way_in"])
             return {"changed": True, "recovered": change.recovered, "reasons": told}
@@ -189,7 +190,7 @@ def _wait(endpoint: Endpoint, params: Params, found: Found, report: Report) -> L
         endpoint.wait_until_ready(params["plan"], endpoint.service.log_mark(endpoint.name), report,
                                   found["status"].get("restarts", 0))
     except NotReady as problem:
-        return [str(problem).splitlines()[0]]
+        return [str(problem).splitlines()[0].partition(" Its log ends:")[0]]
     return []
 
 

@@ -192,17 +192,26 @@ class Bench:
         :param asked: a label, a playbook, names of hosts, and what else :meth:`play` takes.
         """
         idle = {len(names): self.idle(names) for _, _, names, _ in asked}
-        rows = [{"what": label, "hosts": len(names), "runs": runs, "all": [],
+        rows = [{"what": label, "hosts": len(names), "all": [],
                  "idle_per_host": idle[len(names)] / len(names)} for label, _, names, _ in asked]
         for turn in range(1, runs + 1):
             for row, (_, playbook, names, more) in zip(rows, asked):
+                # One that ends in the middle would take its CPU time along.
+                self.fleet.hang_up()
                 self.play(playbook, names, unchanged=False, **more)
                 row["all"].append(self.play(playbook, names, idle=idle[len(names)], **more))
                 say(line({**row, **row["all"][-1], "what": "%s, turn %d" % (row["what"], turn)}))
-        for row in rows:
-            row.update((key, statistics.median(one[key] for one in row["all"]))
-                       for key in row["all"][0])
+                # Kept as it goes, should a later one fail.
+                row.update((key, statistics.median(one[key] for one in row["all"]))
+                           for key in row["all"][0])
+                kept = {"commit": self.commit(), "cores": os.cpu_count(), "rows": rows}
+                RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
         return rows
+
+    def commit(self):
+        """What is measured."""
+        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=self.checkout,
+                              text=True, capture_output=True, check=False).stdout.strip()
 
     def remove(self):
         say("removing the clones")
@@ -271,7 +280,7 @@ def main():
         options["mitogen_linear"] = {
             "ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS":
             str(asked.mitogen / "ansible_mitogen" / "plugins" / "strategy")}
-    rows = []
+    RESULTS.parent.mkdir(exist_ok=True)
     try:
         bench.provision()
         sizes = sorted({*asked.sizes, *usual, *asked.options})
@@ -285,12 +294,6 @@ def main():
               for label, environment in options.items()),
         ], asked.runs)
     finally:
-        if rows:
-            commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=checkout,
-                                    text=True, capture_output=True, check=False).stdout.strip()
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps({"commit": commit, "cores": os.cpu_count(),
-                                           "rows": rows}, indent=2) + "\n")
         bench.remove()
         shutil.rmtree(folder, ignore_errors=True)
     say(table(rows))

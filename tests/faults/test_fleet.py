@@ -8,6 +8,7 @@ the fleet serving and resting with the other context.
 from __future__ import annotations
 
 import pathlib
+import re
 import shutil
 import tempfile
 
@@ -60,8 +61,12 @@ def ends_clean(fleet, hit=()):
 
     Returns what it changed on the hosts that were hit, in words.
     """
+    done = [member.host for member in fleet if member.passport()["plan"]["context"] == fleet.wanted]
     run = fleet.play(fleet.wanted)
     assert run.ok, run.output
+    for host in done:
+        # Its report may be due.
+        assert stages_that_changed(run, host) <= {"host_report"}, run.output
     changed = {host: counts["changed"] for host, counts in run.recap().items()}
     assert set(changed) == set(NAMES)
     assert [host for host in changed if changed[host] and host not in hit] == [], run.output
@@ -75,15 +80,14 @@ def ends_clean(fleet, hit=()):
     return (figures + ", then 0" if again else "changed=0") if hit else "changed=0"
 
 
-def all_at_work(fleet):
-    """Wait until every host has begun its switch."""
-    for member in fleet:
-        begun(member)
+def begun(*members):
+    """Wait until all of these are in the middle of their switches at once."""
+    until(lambda: all(member.at_work() for member in members), "switches under way", RUN_S)
 
 
-def begun(member):
-    """Wait until a host is in the middle of its switch."""
-    until(member.at_work, "a switch on " + member.host, RUN_S)
+def stages_that_changed(run, host):
+    """The roles in which a host was changed, as the run tells it."""
+    return set(re.findall(r"^%s +(\S+) +changed " % host, run.output, re.MULTILINE))
 
 
 def others_are_done(fleet, run, hit):
@@ -102,15 +106,17 @@ def gaps(clients, but=()):
     A native engine takes the port of the one before it, so there is one.
     """
     asked = {host: client for host, client in clients.items() if host not in but}
-    for client in asked.values():
+    for host, client in asked.items():
         client.back()
+        # It may be away for a moment, and says nothing wrong.
+        assert not [one for one in client.wrong if "another answer" in one], host
     return "silent for %.1f s at most" % max(client.gap_s for client in asked.values())
 
 
 def test_a_controller_that_is_killed(fleet, tell):
     with fleet.asked() as clients:
         run = fleet.begin(fleet.wanted)
-        all_at_work(fleet)
+        begun(*fleet)
         run.kill()
         for member in fleet:
             until(lambda member=member: not member.at_work(), "an end of the switch")
@@ -125,7 +131,7 @@ def test_hosts_that_hang(fleet, tell):
     hit = [frozen.host, mute.host]
     with fleet.asked() as clients:
         run = fleet.begin(fleet.wanted)
-        begun(frozen)
+        begun(frozen, mute)
         frozen.machine.pause()
         try:
             # The host is well, and its sshd says nothing any more.
@@ -154,9 +160,8 @@ def test_a_host_that_dies_and_ssh_that_is_cut(fleet, tell):
     hit = [dead.host, cut.host]
     with fleet.asked() as clients:
         run = fleet.begin(fleet.wanted)
-        begun(dead)
+        begun(dead, cut)
         dead.machine.kill()
-        begun(cut)
         cut.machine.cut()
         assert not run.ok, run.output
         dead.machine.boot()

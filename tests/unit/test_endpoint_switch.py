@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import signal
+import threading
 
 import endpoint_info
 import endpoint_switch
@@ -464,6 +465,22 @@ def test_an_engine_that_its_manager_started_again_is_waited_for(host):
     assert (again["changed"], again["reasons"]) == (False, [])
     assert healthy(serves["url"])
     assert len(host.pids() - {pid}) == 1
+
+
+def test_one_that_dies_while_it_is_waited_for_is_started_anew(host):
+    serves = fake("--ready-after", "4")
+    host.switched(serves)
+    (pid,) = host.pids()
+    killed(host, pid)
+    # Its manager takes it for one that runs, and has started it again before anybody looks.
+    second = host.service.status("chat")["pid"]
+    dies = threading.Timer(3, os.kill, (second, signal.SIGKILL))
+    dies.start()
+    again = host.switched(serves)
+    dies.join()
+    assert again["reasons"][0].startswith("The engine of chat died (")
+    assert "log" not in again["reasons"][0]
+    assert healthy(serves["url"])
 
 
 def test_check_mode_does_not_wait(host):
