@@ -271,10 +271,11 @@ class _Watched:
                 if status == 0:
                     continue
                 right = False
-                if failed_at is None:
-                    # What happens to the others from here on follows from it.
-                    failed_at = time.monotonic()
+                # What happens to the others from here on follows from it. But one that is killed
+                # takes its time to end, and others may have failed of that before.
+                if failed_at is None or status == -signal.SIGKILL:
                     self._say_end(name, status)
+                failed_at = failed_at or time.monotonic()
             now = time.monotonic()
             if failed_at is not None:
                 if now - failed_at > GRACE_S:

@@ -42,6 +42,11 @@ TASKS = """
         tell("two")
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def late(tell):
+        tell("two")
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
     def raises(tell):
         tell("three")
         raise RuntimeError("NCCL error: unhandled cuda error\\nLast error: none")
@@ -107,6 +112,13 @@ def test_a_rank_that_is_killed_is_named_and_the_others_end():
     assert "firstlight collective: rank 1 was ended by signal 9 in two\n" in said
     assert "rank 2" not in said
     assert ids(said) == ["collective-failed"]
+
+
+def test_a_rank_that_is_killed_is_named_though_its_end_is_seen_after_that_of_another():
+    status, said = probed("says", "late")
+    assert (status, said.splitlines()) == (1, [
+        "firstlight collective: all of it is wrong",
+        "firstlight collective: rank 1 was ended by signal 9 in two"])
 
 
 def test_what_a_rank_raised_is_said_in_one_piece_with_the_step():

@@ -511,7 +511,7 @@ def test_one_that_does_not_get_ready_again_is_started_anew(host, monkeypatch):
     text = host.definition
     monkeypatch.setattr(host, "definition",
                         lambda plan: text(plan).replace("stopwaitsecs=30", "stopwaitsecs=1"))
-    serves = fake(start_timeout_s=4)
+    serves = fake(start_timeout_s=10)
     host.switched(serves)
     (pid,) = host.pids()
     killed(host, pid)
@@ -519,7 +519,7 @@ def test_one_that_does_not_get_ready_again_is_started_anew(host, monkeypatch):
     (second,) = host.pids()
     os.kill(second, signal.SIGSTOP)
     again = host.switched(serves)
-    assert "was not ready within 4 s" in again["reasons"][0]
+    assert "was not ready within 10 s" in again["reasons"][0]
     assert healthy(serves["url"])
     assert second not in host.pids()
 

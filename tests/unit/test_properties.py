@@ -547,7 +547,7 @@ def test_a_command_that_is_offered_is_one_command_with_what_it_should_carry(
 
 # Set for every engine, beside what its release has in the catalog.
 OUR_ENVIRONMENT = {"PYTHONUNBUFFERED", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES",
-                   *command.ALONE, *command.CACHES}
+                   *command.VLLM_ENV, *command.CACHES}
 PARTS = ("weights_bytes", "kv_bytes", "activation_bytes", "graph_bytes", "context_bytes")
 SITUATIONS = strategies.situations() | strategies.on_gpus()
 

@@ -348,6 +348,7 @@ def test_what_a_build_left_that_was_killed_as_a_whole_goes_with_the_next_one(pla
     caller.kill()
     os.kill(watcher, signal.SIGKILL)
     caller.wait()
+    until(lambda: not alive(watcher))  # it has its lock until then
     assert len(place.left()) == 1
     running = [pid for pid in place.runaways() if alive(pid)]
     assert running
