@@ -144,10 +144,11 @@ class CallbackModule(CallbackBase):
             # Core takes them out of the play too, where too many others failed.
             cut = ",".join(sorted(set(self._play._removed_hosts).difference(failed)))
             waiting = ",".join(sorted(self._wanted.difference(stats.processed)))
-            lines += ["%s When it is mended, run again with --limit %s" % told for told in (
-                ("So many failed that the run ended in the middle of others.", cut),
-                ("The run ended before the turn of others: nothing was done there.", waiting),
-            ) if told[1]]
+            for why, hosts in (
+                    ("So many failed that the run ended in the middle of others.", cut),
+                    ("The run ended before the turn of others: nothing was done there.", waiting)):
+                if hosts:
+                    lines.append("%s When it is mended, run again with --limit %s" % (why, hosts))
         return ["", "not done:", *("  " + line for line in lines)] if lines else []
 
     def _endpoints(self, hosts):

@@ -222,10 +222,11 @@ class Endpoint:
         if self.service is self.docker:
             return []
         strange = self._strange(found)
-        if strange:
-            # What is about to end is no longer there then.
-            time.sleep(LOG_PERIOD_S)
-        return [pid for pid in strange if pid in self._strange(found)]
+        if not strange:
+            return []
+        # What is about to end is no longer there then.
+        time.sleep(LOG_PERIOD_S)
+        return [pid for pid in self._strange(found) if pid in strange]
 
     def _strange(self, found: Found) -> List[int]:
         running = [one["pid"] for one in processes.engines(self.root).get(self.name, [])]

@@ -51,9 +51,9 @@ CALLS_BAR, CPU_BAR, GROWTH_BAR = 12, 3.0, 0.10
 IDLE_S = 15
 RECAP = re.compile(r"^(\S+) +: ok=\d+ +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", re.M)
 COLUMNS = "%-26s %5s %7s %11s %9s %9s %7s"
-# What is set beside ansible.cfg, for --options.
 # As ansible.cfg has it: a host that is frozen is given up.
 ALIVE = " -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+# What is set beside ansible.cfg, for --options.
 OPTIONS = {
     "forks 5": {"ANSIBLE_FORKS": "5"},
     "forks 20": {"ANSIBLE_FORKS": "20"},
